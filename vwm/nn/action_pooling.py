@@ -32,6 +32,7 @@ class ActionPooling(nn.Module):
         if kind not in ("learned", "mean", "concatenate"):
             raise ValueError(f"action_pooling={kind!r} must be 'learned', 'mean' or 'concatenate'")
         self.frames = frames
+        self.width = width
         self.weight = nn.Parameter(torch.full((frames, width), 1 / frames)) if kind == "learned" else None
         # Without a bias, so that k vectors of zeros give zeros.
         self.linear = nn.Linear(frames * width, width, bias=False) if kind == "concatenate" else None
@@ -41,6 +42,19 @@ class ActionPooling(nn.Module):
         if self.linear is not None:
             return self.linear(x.flatten(2))
         return x.mean(dim=2) if self.weight is None else (x * self.weight).sum(dim=2)
+
+    @torch.no_grad()
+    def as_concatenation(self) -> ActionPooling:
+        """Return the pooling of kind ``concatenate`` that gives the same vectors, from which it can learn more."""
+        if self.linear is not None:
+            return self
+        weight = self.weight
+        if weight is None:
+            weight = torch.full((self.frames, self.width), 1 / self.frames)
+        wide = ActionPooling(self.frames, self.width, "concatenate")
+        assert wide.linear is not None
+        wide.linear.weight.copy_(torch.cat([torch.diag(row) for row in weight], dim=1))
+        return wide.to(weight)
 
 
 def pool_action_embeddings(pooling: ActionPooling | None, embedding: Tensor, unknown: Tensor) -> Tensor:

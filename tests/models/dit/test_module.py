@@ -9,7 +9,7 @@ import pytest
 import torch
 from factories import composite_parts, composite_space, diffusers_tokenizer, dit, randomize, tokenizer
 
-from vwm.core.components import save_component
+from vwm.core.components import ComponentError, save_component
 from vwm.core.frames import frames_to_float
 from vwm.core.spaces import ActionSpace
 from vwm.data.clips import ClipBatch
@@ -351,6 +351,26 @@ def test_a_pretrained_network_goes_on_over_latents_of_several_frames(tmp_path):
     new = ("embed.", "head.", "pool_actions.")
     for name, value in mine.state_dict().items():
         assert torch.equal(value, own[name] if name.startswith(new) else theirs[name]), name
+
+
+@pytest.mark.parametrize("pooling", ["learned", "mean"])
+def test_a_pretrained_network_goes_on_with_a_wider_pooling_of_actions(tmp_path, pooling):
+    """Its predictions are those of the pretrained one at first; the way back is refused."""
+    over_two = {"channels": 4, "frames_per_latent": 2}
+    save_component(world := network(**over_two, action_pooling=pooling), tmp_path / "dynamics")
+    mine = network(seed=9, **over_two, action_pooling="concatenate")
+    module(dynamics=mine, pretrained=str(tmp_path), tokenizer=compressing_autoencoder())
+    actions = torch.tensor([[0, 1, 2, 1], [2, 2, 0, 1]])
+    expected, found = (x.embed_previous_actions(actions, 2, 3) for x in (world, mine))
+    assert expected[0, 1].std() > 0 and not torch.equal(expected[0, 1], expected[1, 1])
+    torch.testing.assert_close(found, expected)
+    save_component(mine, tmp_path / "wide" / "dynamics")
+    with pytest.raises(ComponentError, match="action_pooling='concatenate' there"):
+        module(
+            dynamics=network(**over_two, action_pooling=pooling),
+            pretrained=str(tmp_path / "wide"),
+            tokenizer=compressing_autoencoder(),
+        )
 
 
 def test_rejects_continuous_actions_of_another_size():

@@ -63,7 +63,8 @@ class DiTModule(TrainingModule):
             heads ``outcomes`` where it has some (not with agent tokens, which those heads did not read). Except for
             agent tokens, all weights must be there, and the settings equal but ``SETTINGS_THAT_MAY_DIFFER``; over
             latents of another number of frames, the layers that read and write latents are initialized
-            randomly. None initializes all of them randomly.
+            randomly, and a network with ``action_pooling=concatenate`` may go on from one with another pooling of
+            the actions of a latent, without a change at first. None initializes all of them randomly.
     """
 
     reads_frames = False
@@ -128,6 +129,10 @@ class DiTModule(TrainingModule):
         if saved.frames_per_latent != self.dynamics.frames_per_latent:
             new += ["embed.", "head.", "pool_actions."]
             settings += ["frames_per_latent", "channels", "action_pooling"]
+        elif self.dynamics.pool_actions is not None and self.dynamics.pool_actions.linear is not None:
+            assert saved.pool_actions is not None  # of as many frames per latent
+            saved.pool_actions = saved.pool_actions.as_concatenation()
+            settings.append("action_pooling")
         copy_weights(self.dynamics, saved, str(folder), new, settings)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
