@@ -48,9 +48,8 @@ class ActionPooling(nn.Module):
         """Return the pooling of kind ``concatenate`` that gives the same vectors, from which it can learn more."""
         if self.linear is not None:
             return self
-        weight = self.weight
-        if weight is None:
-            weight = torch.full((self.frames, self.width), 1 / self.frames)
+        mean = torch.full((self.frames, self.width), 1 / self.frames)
+        weight: Tensor = mean if self.weight is None else self.weight
         wide = ActionPooling(self.frames, self.width, "concatenate")
         assert wide.linear is not None
         wide.linear.weight.copy_(torch.cat([torch.diag(row) for row in weight], dim=1))
