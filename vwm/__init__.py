@@ -17,6 +17,7 @@ from vwm.core.version import VERSION
 
 if TYPE_CHECKING:  # ``__getattr__`` imports them when they are used
     from vwm.data.clip_folders import make_clip_dataset as open_clips
+    from vwm.data.converting import convert_dataset as convert
     from vwm.data.importing import import_dataset as import_dataset
     from vwm.data.inspection import inspect_dataset as inspect
     from vwm.envs.recording import record_dataset as record
@@ -37,7 +38,7 @@ if TYPE_CHECKING:  # ``__getattr__`` imports them when they are used
 __version__ = VERSION
 
 __all__ = [
-    "encode", "evaluate", "export", "import_dataset", "ingest", "inspect", "load", "make_env",
+    "convert", "encode", "evaluate", "export", "import_dataset", "ingest", "inspect", "load", "make_env",
     "make_vector_env", "open_clips", "plan", "probe", "pull", "push", "record", "register_family", "save",
 ]  # fmt: skip
 

@@ -44,6 +44,14 @@ COMMANDS = {
             "vwm import npz recordings data/mine --fps 15",
         ),
     ),
+    "convert": CLICommand(
+        "vwm.data.converting:convert_dataset",
+        "write training data (shards) as a data set of another project",
+        (
+            "vwm convert lerobot data/carracing carracing_lerobot",
+            "vwm convert webdataset data/carracing carracing_tars",
+        ),
+    ),
     "inspect": CLICommand(
         "vwm.data.inspection:inspect_dataset",
         "count what shards hold, and draw a contact sheet",

@@ -15,6 +15,7 @@ from .clips import ClipBatch as ClipBatch
 from .clips import ClipDataset as ClipDataset
 from .clips import collate_clips as collate_clips
 from .composite_statistics import CompositeActionStatistics as CompositeActionStatistics
+from .converting import convert_dataset as convert_dataset
 from .curation_report import count_removed as count_removed
 from .data_set_checks import check_same_kind as check_same_kind
 from .datamodule import ClipLoader as ClipLoader
@@ -22,6 +23,7 @@ from .datamodule import VideoDataModule as VideoDataModule
 from .episode import Episode as Episode
 from .episode_entry import EpisodeIndexEntry as EpisodeIndexEntry
 from .episode_selection import key_hash as key_hash
+from .frame_reading import read_frames as read_frames
 from .frame_size import choose_frame_size as choose_frame_size
 from .import_manifest import ImportSettings as ImportSettings
 from .import_manifest import ImportShard as ImportShard
@@ -53,10 +55,12 @@ from .shard_index import load_shard_indices as load_shard_indices
 from .shard_index import shard_index_path as shard_index_path
 from .shard_manifest import PlannedShard as PlannedShard
 from .shard_reading import read_array as read_array
+from .shard_reading import read_array_rows as read_array_rows
 from .shard_reading import read_episode_metadata as read_episode_metadata
 from .shards import ShardWriter as ShardWriter
 from .source_frame import SourceFrame as SourceFrame
 from .video import decode_frames as decode_frames
+from .video_encoding import FrameEncoder as FrameEncoder
 from .video_encoding import encode_video as encode_video
 from .video_encoding import write_video as write_video
 from .video_episodes import VideoClip as VideoClip

@@ -186,7 +186,8 @@ def _read_episodes(
 ) -> list[Episode]:
     """Read an episode of the source, in pieces of at most ``clip_length`` frames, two or more each."""
     found = opened.read(name)
-    frames = np.stack(list(_join_cameras(settings, found)))
+    widths: list[int] = []
+    frames = np.stack(list(_join_cameras(settings, found, widths)))
     if len(frames) != found.length:
         raise ValueError(f"has {len(frames)} frames, but {found.length} are stated")
     if len(frames) < 2:
@@ -194,7 +195,7 @@ def _read_episodes(
     values = {name: getattr(found, name) for name in ("actions", "rewards", "state")}
     if bounds is not None and values["actions"] is not None:
         values["actions"] = bounds.normalize(values["actions"])
-    meta: dict[str, Any] = {"source": name, **found.meta}
+    meta: dict[str, Any] = {"source": name, "cameras": list(settings.cameras), "camera_widths": widths, **found.meta}
     if found.fps or settings.fps:
         meta["fps"] = found.fps or settings.fps
     if bounds is not None:
@@ -223,8 +224,8 @@ def _cut(
     )
 
 
-def _join_cameras(settings: ImportSettings, found: SourceEpisode) -> Iterator[NDArray[np.uint8]]:
-    """Yield the frames of all cameras side by side, each resized."""
+def _join_cameras(settings: ImportSettings, found: SourceEpisode, widths: list[int]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of all cameras side by side, each resized; sets ``widths`` to how wide each camera is."""
     views = [found.iterate_frames(camera) for camera in settings.cameras]
     for pictures in itertools.zip_longest(*views):
         if any(picture is None for picture in pictures):
@@ -233,4 +234,5 @@ def _join_cameras(settings: ImportSettings, found: SourceEpisode) -> Iterator[ND
         if len({picture.shape[0] for picture in resized}) > 1:
             sizes = ", ".join(f"{p.shape[1]}x{p.shape[0]}" for p in resized)
             raise ValueError(f"its cameras have frames of different heights ({sizes}): give --size to resize them")
+        widths[:] = [picture.shape[1] for picture in resized]
         yield np.concatenate(resized, axis=1)

@@ -6,6 +6,8 @@ import io
 import os
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,32 +27,65 @@ def encode_video(frames: NDArray[np.uint8], fps: float, crf: int = 16, gop: int 
     Raises:
         ValueError: ``frames`` has another dtype or shape, or ``fps`` is not positive.
     """
-    import av  # recorders of raw frames import this module, and need no encoder
-
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames must be uint8 [T, H, W, 3] with no empty side, got {frames.dtype} {frames.shape}")
-    if not fps > 0:
-        raise ValueError(f"fps must be above 0, got {fps}")
-    height, width = frames.shape[1:3]
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
+    with FrameEncoder(file, frames.shape[1], frames.shape[2], fps, crf, gop) as encoder:
+        for pixels in frames:
+            encoder.write(pixels)
+    return file.getvalue()
+
+
+class FrameEncoder:
+    """Context manager that encodes an H.264 mp4 frame by frame. Equal input gives equal bytes.
+
+    Args:
+        file: to write into, binary and seekable.
+        height, width: of the frames, in pixels.
+        fps, crf, gop: as for ``encode_video``.
+
+    Raises:
+        ValueError: ``fps`` is not positive.
+    """
+
+    def __init__(self, file: IO[bytes], height: int, width: int, fps: float, crf: int = 16, gop: int = 12) -> None:
+        import av  # recorders of raw frames import this module, and need no encoder
+
+        if not fps > 0:
+            raise ValueError(f"fps must be above 0, got {fps}")
+        self.pixel_format = "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p"
         # One thread and no B-frames: the bytes are the same on every machine, and every decoder seeks correctly.
         options = {"crf": str(crf), "g": str(gop), "bf": "0", "preset": "fast", "threads": "1"}
-        rate = Fraction(fps).limit_denominator(10_000)
-        stream = container.add_stream("libx264", rate=rate, options=options)
-        stream.width = width
-        stream.height = height
-        stream.pix_fmt = "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p"
-        stream.codec_context.thread_count = 1
-        stream.codec_context.time_base = 1 / rate
-        for index, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame.pts = index
-            frame.time_base = 1 / rate
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return file.getvalue()
+        self._rate = Fraction(fps).limit_denominator(10_000)
+        self._container = av.open(file, "w", format="mp4")
+        self._stream = self._container.add_stream("libx264", rate=self._rate, options=options)
+        self._stream.width = width
+        self._stream.height = height
+        self._stream.pix_fmt = self.pixel_format
+        self._stream.codec_context.thread_count = 1
+        self._stream.codec_context.time_base = 1 / self._rate
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, pixels: NDArray[np.uint8]) -> None:
+        """Append a frame, uint8 [H, W, 3]."""
+        import av
+
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        frame.pts = self.count
+        frame.time_base = 1 / self._rate
+        self._container.mux(self._stream.encode(frame))
+        self.count += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
 
 
 def write_video(path: str | os.PathLike[str], frames: NDArray[np.uint8], fps: float) -> None:

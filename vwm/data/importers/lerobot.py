@@ -70,18 +70,20 @@ class LeRobotSource(EpisodeSource):
         if length != entry.length:
             raise ValueError(f"{entry.table} has {length} frames of it, the description of the data set {entry.length}")
         actions = columns.get("action")
-        if actions is not None and actions.dtype.kind in "iu":
-            actions = actions.reshape(length).astype(np.int64)
+        if actions is not None:
+            whole = actions.dtype.kind in "iu"
+            actions = actions.reshape(length).astype(np.int64) if whole else actions.reshape(length, -1)
+        state = columns.get("observation.state")
         reward, done = columns.get("next.reward"), columns.get("next.done")
         return SourceEpisode(
             length=length,
             iterate_frames=functools.partial(self._iterate_frames, entry),
             actions=actions,
             rewards=None if reward is None else reward.reshape(length),
-            state=columns.get("observation.state"),
+            state=None if state is None else state.reshape(length, -1),
             terminated=done is not None and bool(done.reshape(-1)[-1]),
             fps=float(self.info["fps"]),
-            meta={"task": "; ".join(entry.tasks)} if entry.tasks else {},
+            meta={"task": "; ".join(entry.tasks)} if any(entry.tasks) else {},
         )
 
     def action_bounds(self) -> ActionBounds | None:
