@@ -30,7 +30,8 @@ SETUP = """async () => {
     const { Connection } = await import("/connection.js");
     window.received = [];
     const receive = (header, body, message) => window.received.push([message.action, header.step, header.transport_ms]);
-    window.connection = new Connection("", { type: "hello" }, { receive, ready: () => {}, closed: () => {} });
+    const socket = new WebSocket("");
+    window.connection = new Connection(socket, { type: "hello" }, { receive, ready: () => {}, closed: () => {} });
     const answer = (data) => { connection.socket.onmessage({ data }); return new Promise(setTimeout); };
     window.hello = () => { connection.socket.onopen(); return answer('{"type": "hello"}'); };
     window.frame = (at, step, server) => {

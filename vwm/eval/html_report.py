@@ -100,7 +100,7 @@ def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             _format_number(rollout["psnr"][-1], "dB"),
             f"{seconds[-1]:.2f} s; {_format_baselines(rollout, -1)}",
         ),
-        _count_row("Better than a copy", rollout["gain_over_copy_by_horizon"]),
+        *_count_rows("Better than a copy", rollout.get("gain_over_copy_by_horizon")),
         *([] if report["control"] is None else _control_rows(report["control"])),
         *_usefulness_rows(report),
         (
@@ -113,20 +113,23 @@ def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             _format_number(play["fps"], ""),
             f"one world, {report['provenance']['environment']['hardware']['device']}",
         ),
-        *([] if report["comparison"] is None else _comparison_rows(report["comparison"], play)),
+        *([] if report.get("comparison") is None else _comparison_rows(report["comparison"], play)),
     ]
 
 
-def _count_row(name: str, gains: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
+def _count_rows(name: str, gains: Sequence[dict[str, Any]] | None) -> list[tuple[str, str, str]]:
+    """Return the row that counts horizons; none for a report of a version that did not measure them."""
+    if gains is None:
+        return []
     above, below = count_clear_gains(gains)
-    return name, f"{above} of {len(gains)}", f"horizons, beyond two standard errors; below at {below}"
+    return [(name, f"{above} of {len(gains)}", f"horizons, beyond two standard errors; below at {below}")]
 
 
 def _comparison_rows(comparison: dict[str, Any], play: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the rows about another world on the same clips."""
     per_frame = f"{_format_number(play['frame_ms'], 'ms')} a frame, {comparison['world']}: "
     return [
-        _count_row("Better than the other world", comparison["gain_by_horizon"]),
+        *_count_rows("Better than the other world", comparison["gain_by_horizon"]),
         (
             "Speed against it",
             _format_number(comparison["frame_ms"] / play["frame_ms"], "×"),
@@ -161,7 +164,7 @@ def _control_rows(control: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"{_format_number(delta['mean'], '')} ± {_format_number(delta['stderr'], 'dB')}",
             "gain of the recorded actions over random ones; 0 where actions have no effect",
         ),
-        _count_row("ΔPSNR above zero", control["delta_psnr_by_horizon"]),
+        *_count_rows("ΔPSNR above zero", control.get("delta_psnr_by_horizon")),
         (
             "Loss ratio of shuffled actions",
             _format_number(control["shuffle_ratio"], "×", 3),
