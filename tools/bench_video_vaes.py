@@ -1,8 +1,8 @@
-"""Time video autoencoders behind our tokenizers beside diffusers' own path: seconds of CPU time or of a GPU.
+"""Compare the time of our tokenizers of video autoencoders with diffusers' own path: seconds of CPU time or of a GPU.
 
 Networks of 8 to 16 million parameters with random weights, in float32. Timed in turns in one process: diffusers' encode
 and decode of a whole clip, ours, and ours latent by latent as a world that is played decodes. Both sides run the same
-modules, so that the difference is in how a clip is divided and in what is kept. A TAEHV decoder is timed beside Wan.
+modules, so that the difference is in how a clip is divided and in what is kept. A TAEHV decoder is timed with Wan.
 
     python tools/bench_video_vaes.py --size 64 --frames 17 --repeats 5
 """

@@ -25,7 +25,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty hub; the cache of huggingface_hub is empty, too, and nobody is logged in."""
+    """An empty hub; the cache of huggingface_hub is empty, too, and no token is stored."""
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_DISABLE_XET"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -43,7 +43,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def pushed(hub: Hub, bundle: Path) -> Hub:
-    """A hub with the bundle as ``tester/noise``, and with a pickle and code beside it."""
+    """A hub with the bundle as ``tester/noise``, and with a pickle and code next to it."""
     files = {p.relative_to(bundle).as_posix(): p.read_bytes() for p in sorted(bundle.rglob("*")) if p.is_file()}
     hub.add("tester/noise", {**files, ".gitattributes": b"", "pytorch_model.bin": b"pickle" * 5000, "run.py": b"!"})
     return hub

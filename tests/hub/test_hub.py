@@ -263,7 +263,7 @@ def test_offline_the_cache_is_used_and_only_as_a_whole(pushed, bundle, monkeypat
     assert "using the copy of tester/noise in the cache" in capsys.readouterr().err
     assert contents(vwm.pull(NAME, out="pulled")) == contents(bundle)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # no server listens there
     assert torch.equal(play(vwm.load(NAME)), first)
 
 

@@ -12,7 +12,7 @@ from vwm.runs.tensor_parts import Piece, TensorPart
 
 
 def test_a_process_reads_its_pieces_of_a_tensor(tmp_path: Path) -> None:
-    """Rows 1 and 2, none of the middle, and 5 and 6, of columns 1 and 2, beside a whole tensor."""
+    """Rows 1, 2, 5 and 6 of columns 1 and 2; and a whole tensor."""
     folders = CheckpointFolders(str(tmp_path))
     whole = torch.arange(24.0).view(8, 3)
     folders.save(1, {"state_dict": {"a": whole, "b": whole + 1}, "global_step": 1})

@@ -77,7 +77,7 @@ def describe_hub_error(error: BaseException, name: HubName, writing: bool = Fals
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"there is no {where}, or it is private: check the name, and if it is private, {LOGIN}"
     if status == 401:
-        return f"the hub does not accept the token for {where}: it is revoked, expired or mistyped; {LOGIN} anew"
+        return f"the hub does not accept the token for {where}: it is revoked, expired or mistyped; {LOGIN} again"
     if status == 403:
         access = "write to" if writing else "read"
         return f"the token may not {access} {where}: use one whose role allows it, or ask an owner; {LOGIN}"
