@@ -13,7 +13,7 @@ from vwm.models.dit.module import DiTModule
 from vwm.models.dit.objectives import DiffusionForcing
 from vwm.models.genie.latent_action import LatentActionModel
 from vwm.models.vjepa.module import VJEPAModule
-from vwm.nn.context_parallel import ContextGroup, DividedFrames, check_context_size
+from vwm.nn.context_parallel import ContextGroup, DividedFrames, check_group_size
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 from vwm.train.context_parallel import share_clips
@@ -49,7 +49,7 @@ def test_what_cannot_be_divided_is_refused():
     with pytest.raises(ValueError, match="cannot divide 2 tokens"):
         DividedFrames(group, (3,)).frames_to_places(torch.zeros(1, 1, 2, 4))
     with pytest.raises(ValueError, match="4 processes cannot be divided into groups of 3"):
-        check_context_size(3, 4)
+        check_group_size(3, 4)
     with pytest.raises(ValueError, match=r"VJEPAModule cannot .* attend to all tokens .* context_parallel to 1"):
         VJEPAModule.share_clips(VJEPAModule.__new__(VJEPAModule), group)
     module = DiTModule(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,6 @@ from typing import Any
 import pytest
 
 from vwm.play import app
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
-if CHROMIUM is None:
-    pytest.skip("Chromium is not installed: apt-get install chromium", allow_module_level=True)
-
-from playwright.sync_api import Page, sync_playwright  # noqa: E402  (after the skip)
 
 SETUP = """async () => {
     window.now = 0;
@@ -55,20 +47,18 @@ SIXTEEN_STEPS = """async () => {
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
-        files: dict[str, Any] = {"content_type": "text/javascript", "path": Path(app.PAGE_FOLDER) / "connection.js"}
-        page.route("**/*", lambda route: route.fulfill(content_type="text/html", body=""))
-        page.route("**/connection.js", lambda route: route.fulfill(**files))
-        page.goto("http://localhost/")
-        page.evaluate(SETUP)
-        yield page
-        browser.close()
+def page(browser: Any) -> Iterator[Any]:
+    page = browser.new_page()
+    files: dict[str, Any] = {"content_type": "text/javascript", "path": Path(app.PAGE_FOLDER) / "connection.js"}
+    page.route("**/*", lambda route: route.fulfill(content_type="text/html", body=""))
+    page.route("**/connection.js", lambda route: route.fulfill(**files))
+    page.goto("http://localhost/")
+    page.evaluate(SETUP)
+    yield page
+    page.close()
 
 
-def test_the_next_step_waits_until_the_server_has_finished_the_last_one(page: Page) -> None:
+def test_the_next_step_waits_until_the_server_has_finished_the_last_one(page: Any) -> None:
     """Answers take 90 ms, of which the server takes 30, and once 40; so steps may follow each other after 40 ms."""
     page.evaluate(SIXTEEN_STEPS)
     assert page.evaluate("received.at(-1)") == [15, 16, 60] and page.evaluate("received[8][2]") == 50
@@ -88,7 +78,7 @@ def test_the_next_step_waits_until_the_server_has_finished_the_last_one(page: Pa
     assert page.evaluate("connection.busy") is False
 
 
-def test_other_messages_wait_for_all_answers_and_steps_wait_for_them(page: Page) -> None:
+def test_other_messages_wait_for_all_answers_and_steps_wait_for_them(page: Any) -> None:
     page.evaluate(SIXTEEN_STEPS)
     page.evaluate("step(2000, 1)")
     page.evaluate("step(2040, 2)")
@@ -103,7 +93,7 @@ def test_other_messages_wait_for_all_answers_and_steps_wait_for_them(page: Page)
     assert page.evaluate("connection.nextStepAt") == 0
 
 
-def test_no_step_is_asked_for_ahead_before_the_servers_times_are_known_and_few_are(page: Page) -> None:
+def test_no_step_is_asked_for_ahead_before_the_servers_times_are_known_and_few_are(page: Any) -> None:
     page.evaluate("hello()")
     page.evaluate("step(0, 0)")
     assert page.evaluate("connection.nextStepAt === Infinity")

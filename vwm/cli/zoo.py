@@ -13,12 +13,11 @@ from vwm.cli.published_weights import PUBLISHED_WEIGHTS
 from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, find_local_bundle, shipped_bundles
 from vwm.core.command_output import format_size, size_on_disk
 from vwm.core.json_files import read_json_object
-from vwm.eval.report_figures import report_figures
+from vwm.eval.report_figures import REPORT_FILE, report_figures
 from vwm.hub.front_matter import read_front_matter
 from vwm.hub.weight_hash import hash_weights
 
 MAX_HEADER_BYTES = 2**26
-REPORT_FILE = "report.json"
 
 
 def list_zoo(json: bool = False) -> None:

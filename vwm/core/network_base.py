@@ -64,8 +64,7 @@ DIFFUSERS_VERSION: str = diffusers.__version__
 
 def find_diffusers_class(name: str) -> type[ModelMixin]:
     """Return a network class of diffusers by its name, such as ``AutoencoderKLWan``."""
-    with torch.device(
-        "cpu"
-    ):  # its module, which this imports, may hold constants: also where a network is built on meta
+    # Its module, which this imports, may hold constants, also where a network is being built on the meta device.
+    with torch.device("cpu"):
         found: type[ModelMixin] = getattr(diffusers, name)
     return found

@@ -59,9 +59,10 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
     def initialize_from_data(self, video: Tensor) -> None:
         """Initialize from the first batch of a training, float [b, t, 3, H, W]. Does nothing by default."""
 
-    @abstractmethod
     def forward(self, video: Tensor) -> TokenizerOutput:
-        """Encode and decode with gradients: float [b, t, 3, H, W] in [-1, 1]."""
+        """Encode and decode with gradients: float [b, t, 3, H, W] in [-1, 1]. By default there is no penalty."""
+        latents = self.encode(video)
+        return TokenizerOutput(self.decode(latents), latents, video.new_zeros(()))
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:

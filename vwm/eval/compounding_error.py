@@ -25,9 +25,8 @@ from vwm.eval import plots
 from vwm.eval.eval_clips import EvalClips, read_eval_clips
 from vwm.eval.eval_settings import EvalSettings
 from vwm.eval.provenance import collect_provenance
+from vwm.eval.report_figures import REPORT_FILE
 from vwm.eval.rollouts import random_action_sequences, read_clip_actions, repeat_last_frame
-
-COMPOUNDING_REPORT_FILE = "report.json"
 
 
 def measure_compounding_error(
@@ -186,7 +185,7 @@ def write_compounding_report(
         ),
     }
     with atomic_folder(out) as aside:
-        (aside / COMPOUNDING_REPORT_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        (aside / REPORT_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
         plots.plot_latent_error(found).savefig(aside / "compounding_error.png")
     print(f"{len(sample)} clips; errors of {found['observed']}, in standard deviations of the truth")
     for name, curve in found.items():
@@ -196,7 +195,7 @@ def write_compounding_report(
                 for at in sorted({1, (settings.horizon + 1) // 2, settings.horizon})
             )
             print(f"{name.replace('_', ' '):24} at horizon   {values}")
-    contents = f"{COMPOUNDING_REPORT_FILE}, the whole report, and a plot"
+    contents = f"{REPORT_FILE}, the whole report, and a plot"
     print_output(out, contents, format_command("bench", "play", bundle))
     return result
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from vwm.eval.html_report import headline_rows
 
+REPORT_FILE = "report.json"
+"""In the folder of a report of ``vwm eval``, and in a bundle that carries its report."""
+
 
 def report_figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return the main figures of a report of ``vwm eval``: (name, value with unit, explanation).

@@ -25,6 +25,7 @@ from vwm.eval.horizon_table import format_horizon_table
 from vwm.eval.html_report import headline_rows, render_html_report
 from vwm.eval.perceptual import FVD, LPIPS
 from vwm.eval.provenance import collect_provenance
+from vwm.eval.report_figures import REPORT_FILE
 from vwm.eval.rollout_images import drift_sheet, rollout_sheet, side_by_side_video
 from vwm.eval.usefulness import DriftSettings, measure_usefulness
 from vwm.eval.world_comparison import OtherWorld, compare_world, load_other_world
@@ -35,7 +36,7 @@ from vwm.worlds.families import find_family
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WORLD_REPORT_FILE, HTML_FILE = "report.json", "index.html"
+HTML_FILE = "index.html"
 ROLLOUT_SHEET_FILE, DRIFT_FILE = "rollouts.png", "drift_frames.png"
 
 
@@ -93,7 +94,7 @@ def evaluate_world(
     """
     check_positive(horizon=horizon, context=context, clips=clips, batch_size=batch_size, drift_starts=drift_starts)
     check_not_negative(drift_seconds=drift_seconds, videos=videos, seed=seed)
-    check_replaceable_folder(out, WORLD_REPORT_FILE, "report")
+    check_replaceable_folder(out, REPORT_FILE, "report")
     # Errors in the files are raised before the work begins.
     lpips = None if lpips_weights is None else LPIPS(lpips_weights)
     fvd = None if fvd_weights is None else FVD(fvd_weights)
@@ -176,7 +177,7 @@ def _write_report(
 ) -> None:
     """Write the folder atomically."""
     with atomic_folder(out) as aside:
-        (aside / WORLD_REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        (aside / REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
         drawings = _report_plots(report, evaluation)
         for name, draw in drawings.items():
             draw().savefig(aside / name)

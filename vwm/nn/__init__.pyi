@@ -43,7 +43,7 @@ from .code_embedding import CodeEmbedding as CodeEmbedding
 from .code_embedding import CodeLogits as CodeLogits
 from .context_parallel import ContextGroup as ContextGroup
 from .context_parallel import DividedFrames as DividedFrames
-from .context_parallel import check_context_size as check_context_size
+from .context_parallel import check_group_size as check_group_size
 from .context_parallel import divide_frames as divide_frames
 from .context_parallel import join_frames as join_frames
 from .context_parallel import make_context_group as make_context_group

@@ -70,14 +70,14 @@ def make_context_group(size: int, members: int = 1) -> ContextGroup:
     Raises:
         ValueError: ``size * members`` does not divide the number of processes.
     """
-    check_context_size(size * members, dist.get_world_size())
+    check_group_size(size * members, dist.get_world_size())
     first = torch.arange(dist.get_world_size()).view(-1, size, members).transpose(1, 2).reshape(-1, size)
     group, _ = dist.new_subgroups_by_enumeration(first.tolist())
     assert isinstance(group, dist.ProcessGroup)
     return ContextGroup(size, dist.get_rank(group), group)
 
 
-def check_context_size(size: int, processes: int, setting: str = "context_parallel") -> None:
+def check_group_size(size: int, processes: int, setting: str = "context_parallel") -> None:
     """Raise ValueError where groups of ``size`` processes, as a setting demands, cannot be made of all of them."""
     if size < 1 or processes % size:
         raise ValueError(

@@ -88,10 +88,9 @@ class Quantizer(nn.Module):
             weight = next(self.book.parameters(), flat)
             is_half = weight.dtype in (torch.float16, torch.bfloat16)
             flat = flat.to(weight.dtype) if is_half else at_least_float32(flat)
-            out = (
-                self.book(flat) if self.training or isinstance(self.book, FiniteScalarCodebook) else self._nearest(flat)
-            )
-            if not isinstance(self.book, FiniteScalarCodebook):
+            is_vq = not isinstance(self.book, FiniteScalarCodebook)
+            out = self._nearest(flat) if is_vq and not self.training else self.book(flat)
+            if is_vq:
                 loss = out[2].sum()
             elif self.spread_weight and self.training:
                 copies = 1 if self.context_group is None else self.context_group.size

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vwm.core.network_base import ModelMixin, find_diffusers_class, register_to_config
-from vwm.core.tokenizer import FrameTokenizer, TokenizerOutput
+from vwm.core.tokenizer import FrameTokenizer
 from vwm.nn.pixels import patch_grid
 
 DiffusersConfig = dict[str, Any]
@@ -109,11 +109,6 @@ class DiffusersTokenizer(FrameTokenizer):
         tokenizer = cls(image_size=tuple(image_size), vae_class=name, vae_config=settings)
         tokenizer.vae = vae
         return tokenizer
-
-    def forward(self, video: Tensor) -> TokenizerOutput:
-        """Encode and decode float [b, t, 3, H, W] in [-1, 1]."""
-        latents = self.encode(video)
-        return TokenizerOutput(self.decode(latents), latents, video.new_zeros(()))
 
     def encode(self, video: Tensor) -> Tensor:
         """float [b, t, 3, H, W] in [-1, 1] -> float [b, t, h, w, c], the modes of the posteriors."""

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vwm.core.network_base import register_to_config
-from vwm.core.tokenizer import FrameTokenizer, TokenizerOutput
+from vwm.core.tokenizer import FrameTokenizer
 from vwm.nn.pixels import patch_grid
 
 
@@ -45,11 +45,6 @@ class PixelTokenizer(FrameTokenizer):
         # Persistent, so that the folder of this tokenizer has weights like any other.
         self.register_buffer("mean", torch.tensor(float(pixel_mean)))
         self.register_buffer("std", torch.tensor(float(pixel_std)))
-
-    def forward(self, video: Tensor) -> TokenizerOutput:
-        """Encode and decode float [b, t, 3, H, W] in [-1, 1]."""
-        latents = self.encode(video)
-        return TokenizerOutput(self.decode(latents), latents, video.new_zeros(()))
 
     def encode(self, video: Tensor) -> Tensor:
         """float [b, t, 3, H, W] in [-1, 1] -> float [b, t, h, w, p*p*3]."""

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vwm.core.network_base import ModelMixin, find_diffusers_class, register_to_config
-from vwm.core.tokenizer import FrameTokenizer, TokenizerOutput
+from vwm.core.tokenizer import FrameTokenizer
 
 RAE_CLASS = "AutoencoderRAE"
 """The class in diffusers."""
@@ -48,11 +48,6 @@ class RAETokenizer(FrameTokenizer):
             if given is not None and tuple(given) != own:
                 raise ValueError(f"{name}={list(given)}: this AutoencoderRAE has {list(own)}")
         return tokenizer
-
-    def forward(self, video: Tensor) -> TokenizerOutput:
-        """Encode and decode float [b, t, 3, H, W] in [-1, 1]."""
-        latents = self.encode(video)
-        return TokenizerOutput(self.decode(latents), latents, video.new_zeros(()))
 
     def encode(self, video: Tensor) -> Tensor:
         """float [b, t, 3, H, W] in [-1, 1] -> float [b, t, h, w, d]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import lightning as L
 
 from vwm.data.datamodule import VideoDataModule
-from vwm.nn.context_parallel import check_context_size, make_context_group
+from vwm.nn.context_parallel import check_group_size, make_context_group
 from vwm.nn.training_module import TrainingModule
 
 
@@ -25,9 +25,9 @@ def share_clips(trainer: L.Trainer, data: L.LightningDataModule, context: int, t
     Raises:
         ValueError: the number of processes is no multiple of both, or the data come from another class.
     """
-    check_context_size(context, trainer.world_size)
-    check_context_size(tensor, trainer.world_size, "tensor_parallel")
-    check_context_size(context * tensor, trainer.world_size, "context_parallel * tensor_parallel")
+    check_group_size(context, trainer.world_size)
+    check_group_size(tensor, trainer.world_size, "tensor_parallel")
+    check_group_size(context * tensor, trainer.world_size, "context_parallel * tensor_parallel")
     if context * tensor == 1:
         return
     if not isinstance(data, VideoDataModule):

@@ -10,6 +10,7 @@ from vwm.core.bundle_folder import check_no_outside_link, find_local_bundle, fin
 from vwm.core.command_output import format_command, format_count, format_size, print_next_command
 from vwm.core.json_files import read_json_object
 from vwm.eval.model_card import card_metadata, publish_card
+from vwm.eval.report_figures import REPORT_FILE
 from vwm.hub.front_matter import read_front_matter
 from vwm.hub.hub_errors import HubError
 from vwm.hub.hub_name import parse_hub_name
@@ -18,7 +19,7 @@ from vwm.hub.upload import upload_bundle
 from vwm.hub.weight_hash import hash_weights
 from vwm.worlds.bundle_check import check_bundle
 
-CARD_FILE, REPORT_FILE = "README.md", "report.json"
+CARD_FILE = "README.md"
 MAX_REPORT_BYTES = 2**24
 
 

@@ -120,8 +120,9 @@ def describe_parts(find: Callable[[str], Tensor | None]) -> DescribePart:
     def describe(path: str, tensor: Tensor) -> Tensor | TensorPart:
         weight = find(path)
         split = weight_split(weight)
-        is_divided = split is not None and weight is not None and tensor.shape == weight.shape
-        return _describe_part(tensor, split) if is_divided and split is not None else tensor
+        if weight is None or split is None or tensor.shape != weight.shape:
+            return tensor
+        return _describe_part(tensor, split)
 
     return describe
 

@@ -128,11 +128,11 @@ class LeRobotExporter(DatasetExporter):
                 encoders[camera] = stack.enter_context(FrameEncoder(file, height, width, self.rate))
             for number, episode in enumerate(episodes):
                 every = -(-episode.entry.frames // SAMPLED_FRAMES)
-                for i, pixels in enumerate(episode.iterate_frames()):
-                    for camera, columns in episode.cameras.items():
-                        encoders[camera].write(pixels[:, columns])
+                for i, views in enumerate(episode.iterate_views()):
+                    for camera, pixels in views.items():
+                        encoders[camera].write(pixels)
                         if i % every == 0:
-                            samples[number][names[camera]].append(thin_out(pixels[:, columns]))
+                            samples[number][names[camera]].append(thin_out(pixels))
         return samples
 
     def _number_columns(self, episode: StoredEpisode, number: int, index: int) -> dict[str, NDArray[Any]]:
@@ -163,7 +163,7 @@ class LeRobotExporter(DatasetExporter):
         index: int,
         statistics: dict[str, FeatureStatistics],
     ) -> dict[str, Any]:
-        chunk = {"chunk_index": shard.number // FILES_PER_CHUNK, "file_index": shard.number % FILES_PER_CHUNK}
+        chunk = _place(shard)
         row: dict[str, Any] = {
             "episode_index": shard.first_episode + number,
             "tasks": [_task(episode.meta)],
@@ -193,8 +193,13 @@ class LeRobotExporter(DatasetExporter):
         return found
 
     def _path(self, template: str, shard: ExportShard, **more: str) -> Path:
-        chunk, file = divmod(shard.number, FILES_PER_CHUNK)
-        return self.out / template.format(chunk_index=chunk, file_index=file, **more)
+        return self.out / template.format(**_place(shard), **more)
+
+
+def _place(shard: ExportShard) -> dict[str, int]:
+    """Return where the files of a shard are."""
+    chunk, file = divmod(shard.number, FILES_PER_CHUNK)
+    return {"chunk_index": chunk, "file_index": file}
 
 
 def camera_features(episode: StoredEpisode) -> dict[str, str]:

@@ -63,10 +63,12 @@ class StoredEpisode:
         """Names of the dimensions of the state; None if they are unknown."""
         return None if self.state is None else _fitting(self.meta.get("state_names"), self.state.shape[1])
 
-    def iterate_frames(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the frames in order, all cameras side by side: uint8 [H, W, 3] each."""
+    def iterate_views(self) -> Iterator[dict[str, NDArray[np.uint8]]]:
+        """Yield the frames in order, uint8 [H, W, 3] of each camera."""
         for start in range(0, self.entry.frames, FRAMES_AT_ONCE):
-            yield from read_frames(self.shard, self.entry, range(start, min(start + FRAMES_AT_ONCE, self.entry.frames)))
+            some = range(start, min(start + FRAMES_AT_ONCE, self.entry.frames))
+            for pixels in read_frames(self.shard, self.entry, some):
+                yield {camera: pixels[:, columns] for camera, columns in self.cameras.items()}
 
 
 def read_stored_episode(shard: str, entry: EpisodeIndexEntry, fps: float | None) -> StoredEpisode:

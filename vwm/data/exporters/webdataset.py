@@ -67,9 +67,9 @@ def _encode_cameras(episode: StoredEpisode) -> dict[str, bytes]:
                 c: encoding.enter_context(FrameEncoder(files[c], height, part.stop - part.start, episode.fps))
                 for c, part in episode.cameras.items()
             }
-            for pixels in episode.iterate_frames():
-                for camera, part in episode.cameras.items():
-                    encoders[camera].write(pixels[:, part])
+            for views in episode.iterate_views():
+                for camera, pixels in views.items():
+                    encoders[camera].write(pixels)
         videos = {}
         for camera, file in files.items():
             file.seek(0)

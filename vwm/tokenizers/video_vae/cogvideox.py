@@ -30,7 +30,7 @@ class StreamingCogVideoXConv(StreamingLayer, diffusers_cogvideox.CogVideoXCausal
 
     def step(self, stream: Stream, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """[b, c, t, h, w] -> [b, c', t, h, w], and None in place of diffusers' own cache."""
-        return self.conv(stream.with_past(x, self.time_pad, fill="first") if self.time_pad else x), None
+        return self.conv(stream.with_past(x, self.time_pad, fill="first")), None
 
 
 class StreamingCogVideoXNorm(StreamingLayer, diffusers_cogvideox.CogVideoXSpatialNorm3D):

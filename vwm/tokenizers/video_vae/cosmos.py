@@ -23,7 +23,7 @@ class StreamingCosmosConv(StreamingLayer, diffusers_cosmos.CosmosCausalConv3d):
 
     def step(self, stream: Stream, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[b, c, t, h, w] -> [b, c', t', h', w']."""
-        x = stream.with_past(x, self.temporal_pad, fill="first") if self.temporal_pad else x
+        x = stream.with_past(x, self.temporal_pad, fill="first")
         return convolve(self, x, *self.spatial_pad, mode=self.pad_mode)
 
 

@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from diffusers.models.autoencoders import autoencoder_kl_hunyuan_video as diffusers_hunyuan
-from einops import rearrange
 from torch import Tensor, nn
 
 from vwm.tokenizers.video_vae.adapter import VideoVAEAdapter
 from vwm.tokenizers.video_vae.group_norm import StreamingGroupNorm
-from vwm.tokenizers.video_vae.stream import Stream, StreamingLayer, attend_to_past, convolve
+from vwm.tokenizers.video_vae.stream import Stream, StreamingLayer, attend_to_all_frames, convolve
 
 
 class StreamingHunyuanConv(StreamingLayer, diffusers_hunyuan.HunyuanVideoCausalConv3d):
@@ -26,7 +25,7 @@ class StreamingHunyuanConv(StreamingLayer, diffusers_hunyuan.HunyuanVideoCausalC
     def step(self, stream: Stream, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[b, c, t, h, w] -> [b, c', t', h', w']."""
         *space, frames, _ = self.time_causal_padding
-        if frames:
+        if frames:  # else a stride would keep a negative number of frames
             x = stream.with_past(x, keep=frames + 1 - self.conv.stride[0], initial=frames, fill="first")
         return convolve(self.conv, x, *space, 0, 0, mode=self.pad_mode)
 
@@ -53,17 +52,10 @@ class StreamingHunyuanMidBlock(StreamingLayer, diffusers_hunyuan.HunyuanVideoMid
 
     @staticmethod
     def _attend(stream: Stream, attention: Any, x: Tensor) -> Tensor:
-        normed, (frames, height) = attention.group_norm(x).movedim(1, -1), x.shape[2:4]
-        query, key, value = (
-            rearrange(features, "b t h w c -> b (t h w) c")
-            for features in (
-                attention.to_q(normed),
-                stream.with_all_past(attention.to_k(normed).movedim(-1, 1)).movedim(1, -1),
-                stream.with_all_past(attention.to_v(normed).movedim(-1, 1)).movedim(1, -1),
-            )
-        )
-        mixed = attention.to_out[0](attend_to_past(query, key, value, frames, attention.heads))
-        return x + rearrange(mixed, "b (t h w) c -> b c t h w", t=frames, h=height)
+        normed = attention.group_norm(x).movedim(1, -1)
+        query, key, value = (layer(normed).movedim(-1, 1) for layer in (attention.to_q, attention.to_k, attention.to_v))
+        mixed = attend_to_all_frames(stream, query, key, value, attention.heads)
+        return x + attention.to_out[0](mixed.movedim(1, -1)).movedim(-1, 1)
 
 
 class HunyuanVideoAdapter(VideoVAEAdapter):

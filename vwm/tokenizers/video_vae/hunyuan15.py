@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vwm.tokenizers.video_vae.adapter import VideoVAEAdapter
-from vwm.tokenizers.video_vae.stream import Stream, StreamingLayer, attend_to_past, convolve
+from vwm.tokenizers.video_vae.stream import Stream, StreamingLayer, attend_to_all_frames, convolve
 
 
 class StreamingHunyuan15Conv(StreamingLayer, diffusers_hunyuan15.HunyuanVideo15CausalConv3d):
@@ -23,7 +23,7 @@ class StreamingHunyuan15Conv(StreamingLayer, diffusers_hunyuan15.HunyuanVideo15C
     def step(self, stream: Stream, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[b, c, t, h, w] -> [b, c', t, h, w]."""
         *space, frames, _ = self.time_causal_padding
-        x = stream.with_past(x, frames, fill="first") if frames else x
+        x = stream.with_past(x, frames, fill="first")
         return convolve(self.conv, x, *space, 0, 0, mode=self.pad_mode)
 
 
@@ -32,17 +32,9 @@ class StreamingHunyuan15Attention(StreamingLayer, diffusers_hunyuan15.HunyuanVid
 
     def step(self, stream: Stream, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[b, c, t, h, w] -> the same shape."""
-        normed, (frames, height) = self.norm(x), x.shape[2:4]
-        query, key, value = (
-            rearrange(features, "b c t h w -> b (t h w) c")
-            for features in (
-                self.to_q(normed),
-                stream.with_all_past(self.to_k(normed)),
-                stream.with_all_past(self.to_v(normed)),
-            )
-        )
-        mixed = attend_to_past(query, key, value, frames)
-        return x + self.proj_out(rearrange(mixed, "b (t h w) c -> b c t h w", t=frames, h=height))
+        normed = self.norm(x)
+        mixed = attend_to_all_frames(stream, self.to_q(normed), self.to_k(normed), self.to_v(normed))
+        return x + self.proj_out(mixed)
 
 
 class StreamingHunyuan15Downsample(StreamingLayer, diffusers_hunyuan15.HunyuanVideo15Downsample):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -50,12 +51,16 @@ class Stream:
     ) -> Tensor:
         """Put the frames that precede a chunk before it, [b, c, t, h, w] -> [b, c, p + t, h, w], and keep its last.
 
+        Without any, nothing is kept.
+
         Args:
             x: the frames of this chunk.
             keep: number of frames to keep for the next chunk, and p from the second chunk on.
             initial: p of the first chunk, by default ``keep``.
             fill: what precedes the first chunk: zeros, or copies of its first frame.
         """
+        if not keep and not initial:
+            return x
         past = self.take()
         if past is None:
             past = x.new_zeros(1).expand(x.shape[0], x.shape[1], 1, *x.shape[3:]) if fill == "zeros" else x[:, :, :1]
@@ -125,6 +130,17 @@ def make_streaming(network: nn.Module, layers: Mapping[type[nn.Module], type[Str
 def convolve(conv: nn.Module, x: Tensor, *padding: int, mode: str = "constant") -> Tensor:
     """Apply a ``nn.Conv3d`` without the forward of its subclass, after padding as ``F.pad`` takes it."""
     return nn.Conv3d.forward(conv, F.pad(x, padding, mode=mode) if any(padding) else x)  # type: ignore[arg-type]
+
+
+def attend_to_all_frames(stream: Stream, query: Tensor, key: Tensor, value: Tensor, heads: int = 1) -> Tensor:
+    """Attend to all positions of all frames since the first one up to one's own, [b, c, t, h, w] -> the same shape."""
+    frames, height = query.shape[2:4]
+    q, k, v = (
+        rearrange(x, "b c t h w -> b (t h w) c")
+        for x in (query, stream.with_all_past(key), stream.with_all_past(value))
+    )
+    mixed = attend_to_past(q, k, v, frames, heads)
+    return rearrange(mixed, "b (t h w) c -> b c t h w", t=frames, h=height)
 
 
 def attend_to_past(query: Tensor, key: Tensor, value: Tensor, frames: int, heads: int = 1) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vwm.core.network_base import register_to_config
-from vwm.core.tokenizer import TokenizerOutput, VideoTokenizer
+from vwm.core.tokenizer import VideoTokenizer
 from vwm.tokenizers.video_vae.stream import streaming
 from vwm.tokenizers.video_vae.tiny_decoder import (
     TinyDecoderConfig,
@@ -66,11 +66,6 @@ class TinyDecoderTokenizer(VideoTokenizer):
             tiny = cls(vae_settings=settings, decoder_settings=infer_tiny_decoder_config(decoder)._asdict())
         tiny._attach(tokenizer, decoder)
         return tiny.eval().requires_grad_(False)
-
-    def forward(self, video: Tensor) -> TokenizerOutput:
-        """Encode and decode float [b, t, 3, H, W] in [-1, 1], t = 1 + r k."""
-        latents = self.encode(video)
-        return TokenizerOutput(self.decode(latents), latents, video.new_zeros(()))
 
     def encode(self, video: Tensor) -> Tensor:
         """See ``VideoVAETokenizer.encode``."""

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vwm.core.network_base import ModelMixin, find_diffusers_class, register_to_config
-from vwm.core.tokenizer import TokenizerOutput, VideoTokenizer
+from vwm.core.tokenizer import VideoTokenizer
 from vwm.nn.pixels import patch_grid
 from vwm.tokenizers.video_vae.adapter import find_adapter
 from vwm.tokenizers.video_vae.statistics import video_latent_statistics
@@ -106,11 +106,6 @@ class VideoVAETokenizer(VideoTokenizer):
         tokenizer._attach(vae)
         tokenizer.mean, tokenizer.std = video_latent_statistics(vae.config, tokenizer.channels)
         return tokenizer
-
-    def forward(self, video: Tensor) -> TokenizerOutput:
-        """Encode and decode float [b, t, 3, H, W] in [-1, 1], t = 1 + r k."""
-        latents = self.encode(video)
-        return TokenizerOutput(self.decode(latents), latents, video.new_zeros(()))
 
     def encode(self, video: Tensor) -> Tensor:
         """float [b, t, 3, H, W] in [-1, 1], t = 1 + r k -> float [b, 1 + k, h, w, c], the modes of the posteriors.

@@ -23,7 +23,7 @@ class StreamingWanConv(StreamingLayer, diffusers_wan.WanCausalConv3d):
     def step(self, stream: Stream, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[b, c, t, h, w] -> [b, c', t, h, w]."""
         frames = self._padding[4]
-        return convolve(self, stream.with_past(x, frames) if frames else x, *self._padding[:4])
+        return convolve(self, stream.with_past(x, frames), *self._padding[:4])
 
 
 class StreamingWanUpsample(PlainUpsample, diffusers_wan.WanUpsample):
