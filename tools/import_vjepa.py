@@ -26,6 +26,7 @@ from diffusers import ModelMixin
 from vwm.core.atomic_files import atomic_folder
 from vwm.core.command_output import print_output
 from vwm.core.components import ComponentError, load_component, save_component
+from vwm.core.weight_mapping import PretrainedWeightsError
 from vwm.hub.bundle_names import find_folder
 from vwm.hub.hub_errors import HubError
 from vwm.models.vjepa.attentive_probe import AttentiveClassifier
@@ -38,7 +39,6 @@ from vwm.models.vjepa.official_weights import (
     load_official_vjepa_probe,
 )
 from vwm.models.vjepa.video_encoder import VideoEncoder
-from vwm.models.vjepa.weight_mapping import PretrainedWeightsError
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -89,6 +89,11 @@ COMMANDS = {
             "vwm export coinrun --web -o runs/coinrun_web",
         ),
     ),
+    "import-world": CLICommand(
+        "vwm.train.import_world:import_world",
+        "make a bundle of a world that others publish, from their files",
+        ("vwm import-world oasis oasis-500m worlds/oasis --starts first_frame.png",),
+    ),
     "pull": CLICommand(
         "vwm.worlds.pull:pull_bundle",
         "download a bundle from the hub, and check it",

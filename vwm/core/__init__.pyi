@@ -59,6 +59,7 @@ from .devices import resolve_precision as resolve_precision
 from .family import CacheComparison as CacheComparison
 from .family import ExportSettings as ExportSettings
 from .family import ExportedNetworks as ExportedNetworks
+from .family import PublishedWorld as PublishedWorld
 from .family import VideoSurprise as VideoSurprise
 from .family import WorldFamily as WorldFamily
 from .feature_extractor import FeatureExtractor as FeatureExtractor
@@ -77,6 +78,8 @@ from .network_simulator import VideoSimulator as VideoSimulator
 from .process_group import is_distributed as is_distributed
 from .process_group import process_rank as process_rank
 from .process_group import rank_count as rank_count
+from .published_files import as_state_dict as as_state_dict
+from .published_files import read_published_weights as read_published_weights
 from .remote_files import ChangedShardError as ChangedShardError
 from .remote_files import DamagedBytesError as DamagedBytesError
 from .remote_files import FileState as FileState
@@ -116,3 +119,9 @@ from .tokenizer import TokenizerOutput as TokenizerOutput
 from .tokenizer import VideoTokenizer as VideoTokenizer
 from .trusted_packages import find_untrusted_names as find_untrusted_names
 from .trusted_packages import trust_package as trust_package
+from .weight_mapping import PretrainedWeightsError as PretrainedWeightsError
+from .weight_mapping import count_numbered_layers as count_numbered_layers
+from .weight_mapping import export_mapped_weights as export_mapped_weights
+from .weight_mapping import get_weight as get_weight
+from .weight_mapping import infer_mlp_ratio as infer_mlp_ratio
+from .weight_mapping import load_mapped_weights as load_mapped_weights

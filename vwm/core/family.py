@@ -62,6 +62,21 @@ class ExportedNetworks:
     next_command: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class PublishedWorld:
+    """A simulator of weights in the layout in which their authors publish them.
+
+    Attributes:
+        simulator: has its default sampling settings, title, frame rate and ``context_frames`` of 1 or more; no starts.
+        license: of the weights, as the hub calls it, such as ``mit``.
+        origin: sentences about the weights for the model card: who published them where.
+    """
+
+    simulator: NetworkSimulator
+    license: str
+    origin: str
+
+
 class VideoSurprise(Protocol):
     """How surprising each part of a video is to a model."""
 
@@ -107,6 +122,8 @@ class WorldFamily:
         report: what ``vwm eval`` measures: ``frames`` (every measure of predicted frames), ``compounding_error`` of
             compact latent worlds, ``latent_error`` of worlds whose frames, if any, are a by-product, or None.
         no_report: why ``report`` is None, as the end of a sentence that begins with the bundle's folder.
+        published_files: names of the published files that ``load_published`` reads, for messages; empty where it reads
+            none.
     """
 
     name: ClassVar[str]
@@ -115,6 +132,7 @@ class WorldFamily:
     module_classes: ClassVar[tuple[str, ...]] = ()
     report: ClassVar[Literal["frames", "compounding_error", "latent_error"] | None] = "frames"
     no_report: ClassVar[str] = ""
+    published_files: ClassVar[str] = ""
 
     # ------------------------------------------------------------------------------------------------ export
 
@@ -132,6 +150,19 @@ class WorldFamily:
     def make_simulator(self, module: Any, settings: ExportSettings) -> NetworkSimulator:
         """Make a simulator of a trained module, with its default sampling settings."""
         raise ValueError(f"a {type(module).__name__} cannot be exported: its family {self.name!r} makes no simulator")
+
+    def load_published(self, source: Path, variant: str = "") -> PublishedWorld:
+        """Make a simulator of the weights that the authors of a world publish, in their layout.
+
+        Args:
+            source: folder with their files, or the file of a world that has one.
+            variant: which of several worlds, such as a game; empty for the only one or the usual one.
+
+        Raises:
+            ValueError: the family has no published world, or no such variant; or a file or a weight is missing, broken
+                or not of this layout.
+        """
+        raise ValueError(f"{self.title} has no published world: WorldFamily.load_published is not implemented")
 
     # --------------------------------------------------------------------------------------------------- use
 

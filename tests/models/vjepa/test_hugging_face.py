@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 from vjepa_models import enlarge, random, tokens
 
+from vwm.core.weight_mapping import PretrainedWeightsError
 from vwm.models.vjepa.attentive_probe import AttentiveClassifier
 from vwm.models.vjepa.hugging_face import load_hugging_face_vjepa, save_hugging_face_vjepa
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
 from vwm.models.vjepa.video_encoder import VideoEncoder
-from vwm.models.vjepa.weight_mapping import PretrainedWeightsError
 from vwm.runs.config_files import load_config
 
 SIZES = {

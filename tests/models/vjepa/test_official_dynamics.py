@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from vjepa_models import AC_DEPTH, AC_HEADS, AC_WIDTH, encoder, published_weights, random
 
 from vwm.core.components import load_component, save_component
+from vwm.core.weight_mapping import PretrainedWeightsError
 from vwm.models.vjepa.action_conditioned_module import ActionConditionedJEPAModule
 from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
 from vwm.models.vjepa.latent_projector import LatentProjector
 from vwm.models.vjepa.official_weights import load_official_vjepa
-from vwm.models.vjepa.weight_mapping import PretrainedWeightsError
 from vwm.nn.optimizer import OptimizerConfig
 
 OPTIONS = {"image_size": (16, 16), "frames": 8, "heads": 4, "predictor_num_heads": AC_HEADS}

@@ -9,8 +9,8 @@ from vjepa_models import encoder as small_encoder
 from vjepa_models import enlarge, random, tokens
 from vjepa_models import predictor as small_predictor
 
+from vwm.core.weight_mapping import PretrainedWeightsError
 from vwm.models.vjepa.official_weights import VJEPA21_FEATURE_LAYERS, load_official_vjepa, load_official_vjepa_probe
-from vwm.models.vjepa.weight_mapping import PretrainedWeightsError
 
 SIZES = {
     "crop_size": 24, "patch_size": 8, "frames_per_clip": 6, "tubelet_size": 2, "hidden_size": 48,

@@ -45,4 +45,3 @@ from .vit_block import SwiGLUFeedForward as SwiGLUFeedForward
 from .vit_block import ViTBlock as ViTBlock
 from .vit_block import ViTMLP as ViTMLP
 from .vit_block import ViTSelfAttention as ViTSelfAttention
-from .weight_mapping import PretrainedWeightsError as PretrainedWeightsError

@@ -12,12 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vwm.core.atomic_files import atomic_folder
-from vwm.models.vjepa.attentive_probe import AttentiveClassifier
-from vwm.models.vjepa.masked_predictor import MaskedPredictor
-from vwm.models.vjepa.official_weights import DEFAULT_MASK_TOKEN, IMAGENET_MEAN, IMAGENET_STD, PretrainedVJEPA
-from vwm.models.vjepa.video_encoder import VideoEncoder
-from vwm.models.vjepa.vit_block import VIT_NORM_EPS
-from vwm.models.vjepa.weight_mapping import (
+from vwm.core.weight_mapping import (
     PretrainedWeightsError,
     StateDict,
     export_mapped_weights,
@@ -25,6 +20,11 @@ from vwm.models.vjepa.weight_mapping import (
     infer_mlp_ratio,
     load_mapped_weights,
 )
+from vwm.models.vjepa.attentive_probe import AttentiveClassifier
+from vwm.models.vjepa.masked_predictor import MaskedPredictor
+from vwm.models.vjepa.official_weights import DEFAULT_MASK_TOKEN, IMAGENET_MEAN, IMAGENET_STD, PretrainedVJEPA
+from vwm.models.vjepa.video_encoder import VideoEncoder
+from vwm.models.vjepa.vit_block import VIT_NORM_EPS
 
 HF_CONFIG_FILE = "config.json"
 HF_WEIGHTS_FILE = "model.safetensors"

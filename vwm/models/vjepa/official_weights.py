@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
-from vwm.models.vjepa.attentive_probe import AttentiveClassifier
-from vwm.models.vjepa.masked_predictor import MaskedPredictor
-from vwm.models.vjepa.position_encoding import PositionEncoding, PositionEncodingType
-from vwm.models.vjepa.video_encoder import VideoEncoder
-from vwm.models.vjepa.weight_mapping import (
+from vwm.core.published_files import as_state_dict, read_published_weights
+from vwm.core.weight_mapping import (
     PretrainedWeightsError,
     StateDict,
     count_numbered_layers,
@@ -28,6 +22,11 @@ from vwm.models.vjepa.weight_mapping import (
     infer_mlp_ratio,
     load_mapped_weights,
 )
+from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
+from vwm.models.vjepa.attentive_probe import AttentiveClassifier
+from vwm.models.vjepa.masked_predictor import MaskedPredictor
+from vwm.models.vjepa.position_encoding import PositionEncoding, PositionEncodingType
+from vwm.models.vjepa.video_encoder import VideoEncoder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -85,16 +84,16 @@ def load_official_vjepa(
         PretrainedWeightsError: the file does not exist or is no checkpoint; or weights are missing, have another shape
             or are not used.
     """
-    checkpoint = _read_checkpoint(Path(path))
+    checkpoint = read_published_weights(path)
     averaged = (name for name in ("target_encoder", "ema_encoder") if name in checkpoint)
     key = next(averaged, "encoder") if source is None else source
     where = f"{path}, {key}"
     settings: dict[str, Any] = {"image_size": tuple(image_size), "frames": frames, "positions": positions}
-    encoder = _load_encoder(_strip_wrapper_prefixes(checkpoint.get(key), where), settings, tiled_rope, heads, where)
+    encoder = _load_encoder(as_state_dict(checkpoint.get(key), where), settings, tiled_rope, heads, where)
     if "predictor" not in checkpoint:
         return PretrainedVJEPA(encoder, None)
     where = f"{path}, predictor"
-    weights = _strip_wrapper_prefixes(checkpoint["predictor"], where)
+    weights = as_state_dict(checkpoint["predictor"], where)
     if "action_encoder.weight" in weights:
         dynamics = _load_action_conditioned_predictor(weights, encoder, predictor_num_heads or 16, where)
         return PretrainedVJEPA(encoder, None, dynamics=dynamics)
@@ -115,12 +114,12 @@ def load_official_vjepa_probe(path: str | os.PathLike[str], number: int = 0, hea
     Raises:
         PretrainedWeightsError: see ``load_official_vjepa``; or there is no such classifier.
     """
-    probes = _read_checkpoint(Path(path)).get("classifiers")
+    probes = read_published_weights(path).get("classifiers")
     if not isinstance(probes, list) or not 0 <= number < len(probes):
         count = len(probes) if isinstance(probes, list) else 0
         raise PretrainedWeightsError(f"{path}: there is no probe {number} in classifiers, which has {count} entries")
     where = f"{path}, classifiers[{number}]"
-    weights = _strip_wrapper_prefixes(probes[number], where)
+    weights = as_state_dict(probes[number], where)
     classes, width = get_weight(weights, "linear.weight", where).shape
     probe = AttentiveClassifier(
         width=width,
@@ -279,20 +278,3 @@ def _infer_uniform_power(
         f"{where}: its pos_embed is {found}, not the sines and cosines of {settings['frames']} frames of "
         f"{height}x{columns}: give positions, image_size and frames as in its training"
     )
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises many kinds of errors for a broken file
-        raise PretrainedWeightsError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
-    if not isinstance(checkpoint, dict):
-        raise PretrainedWeightsError(f"{path}: holds a {type(checkpoint).__name__} and no checkpoint")
-    return checkpoint
-
-
-def _strip_wrapper_prefixes(weights: object, where: str) -> StateDict:
-    """Remove the prefixes of modules that wrapped the network in training from the names of weights."""
-    if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
-        raise PretrainedWeightsError(f"{where}: the checkpoint has no weights of this name")
-    return {re.sub(r"^((module|backbone)\.)+", "", key): weight for key, weight in weights.items()}
