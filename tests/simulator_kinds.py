@@ -13,6 +13,7 @@ from factories import (
     tdmpc2_world,
 )
 from latent_worlds import rssm_world
+from published_worlds import oasis_world
 
 from vwm.models.dit.sampling import DiffusionSampling
 from vwm.worlds.ensemble import EnsembleSimulator
@@ -56,6 +57,7 @@ SIMULATORS = {
     "jepa": lambda: jepa_world(),
     "jepa-one-vector-a-frame": lambda: jepa_world(pooling="flatten", action_conditioning="modulation", residual=True),
     "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3, allow_unknown_actions=True),
+    "oasis": lambda: oasis_world(),
     "ensemble": lambda: EnsembleSimulator(
         [diffusion_world(outcomes=True), diffusion_world(outcomes=True, sampling=DiffusionSampling(steps=2))],
         uncertainty_penalty=1.0,

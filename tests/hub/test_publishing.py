@@ -30,6 +30,7 @@ from vwm.tokenizers import load_tokenizer
 from vwm.tokenizers.diffusers_vae import SUPPORTED_DIFFUSERS_VAES
 from vwm.tokenizers.rae_tokenizer import RAE_CLASS
 from vwm.tokenizers.video_vae.adapter import VIDEO_VAES
+from vwm.worlds.families import world_families
 
 NAME = "tester/noise"
 
@@ -174,6 +175,8 @@ def test_the_zoo_lists_the_layouts_that_the_loaders_support():
     root = Path(__file__).parents[2]
     tools = {weights.loads_with.split()[1] for weights in PUBLISHED_WEIGHTS if weights.loads_with.startswith("python")}
     assert tools and all((root / tool).is_file() for tool in tools)
+    worlds = {weights.loads_with.split()[2] for weights in PUBLISHED_WEIGHTS if "import-world" in weights.loads_with}
+    assert worlds == {family.name for family in world_families() if family.published_files}
 
 
 COMMANDS = """

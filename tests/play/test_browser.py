@@ -14,9 +14,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from aiohttp import web
 from factories import composite_space
 from PIL import Image
+from published_worlds import oasis_world
 
 from vwm.core.action_parts import ActionPart, read_action_parts
 from vwm.core.simulator import Simulator
@@ -103,6 +105,10 @@ def pixels(page: Page) -> np.ndarray[Any, np.dtype[np.uint8]]:
     data = np.array(page.evaluate(PIXELS), np.uint8)
     side = page.evaluate("document.getElementById('screen').height")
     return data.reshape(side, -1, 4)[..., :3]
+
+
+def frames_of_noise(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def mode(page: Page) -> str:
@@ -239,6 +245,10 @@ def test_the_keys_of_up_jump_where_no_action_goes_up(open_world: Callable[..., P
         assert page.evaluate(choose, [runner, held]) == action
     assert page.evaluate(choose, [["up", "jump", "none"], ["ArrowUp"]]) == "up"
     assert page.evaluate(choose, [["up", "jump", "none"], ["Space"]]) == "jump"
+    walker = ["forward", "back", "jump", "fire"]
+    pressed = {key: page.evaluate(choose, [walker, [key]]) for key in ("KeyW", "KeyS", "Space", "KeyF", "ArrowUp")}
+    assert pressed == {"KeyW": "forward", "KeyS": "back", "Space": "jump", "KeyF": "fire", "ArrowUp": "forward"}
+    assert page.evaluate(choose, [["fire", "none"], ["Space"]]) == "fire"
 
 
 def test_two_keys_combine_to_a_diagonal_action(open_world: Callable[..., Page], world: Any) -> None:
@@ -715,6 +725,31 @@ def test_a_trained_world_of_keys_and_pointer_is_played(open_world: Callable[...,
     page.mouse.move(x + width * 0.05, y + width * 0.02)
     wait_past_step(page, step_of(page) + 4)
     assert any(row[:5] == [1, 1, 0, 1, 0] and row[5] > 0 for row in received)  # all at once
+    assert not np.array_equal(pixels(page), first)
+
+
+def test_a_published_world_of_minecraft_is_played_by_keys_and_mouse(open_world: Callable[..., Page]) -> None:
+    """Oasis, with random weights."""
+    world = oasis_world()
+    world.starts = frames_of_noise(2, *world.spec.observation.shape)[None]
+    received: list[list[float]] = []
+    step = world.step
+    world.step = lambda state, action, *rest: (received.extend(action.tolist()), step(state, action, *rest))[1]  # type: ignore[method-assign,func-returns-value]
+    page = open_world(world)
+    first = pixels(page)
+    labels = dict(text.split("\n") for text in page.locator("#legend .act").all_inner_texts())
+    expected = {"forward": "W", "left": "←", "hotbar.9": "9", "jump": "space", "sneak": "shift", "inventory": "E"}
+    assert {name: labels[name] for name in expected} == expected and len(set(labels.values())) == 23
+    x, y, width = picture_center(page)
+    page.mouse.click(x, y)
+    for key in ("w", "a", "Space", "Shift"):
+        page.keyboard.down(key)
+    wait_past_step(page, 1)
+    page.mouse.move(x + width * 0.05, y - width * 0.02)
+    wait_past_step(page, step_of(page) + 3)
+    names, held = world.spec.actions.names, {"keys.forward", "keys.left", "keys.jump", "keys.sneak"}
+    turned = [row for row in received if row[-2] > 0 > row[-1]]  # to the right and up
+    assert turned and all({n for n, v in zip(names[:23], row[:23], strict=True) if v} == held for row in turned)
     assert not np.array_equal(pixels(page), first)
 
 

@@ -23,6 +23,7 @@ from factories import (
     tokenizer,
 )
 from latent_worlds import rssm_world
+from published_worlds import oasis_world
 from vjepa_models import encoder, predictor
 
 from vwm.cli.bench_play import benchmark_play
@@ -69,6 +70,7 @@ SIMULATORS = {
     "mdn_rnn": lambda: dream(size=16),
     "tdmpc2": lambda: tdmpc2_world((5,)),
     "muzero": muzero_world,
+    "oasis": oasis_world,
 }
 OPTIMIZER = OptimizerConfig()
 MODULES: dict[str, Callable[[Path], TrainingModule]] = {
@@ -102,13 +104,13 @@ def write_random_clips(path: Path, simulator: NetworkSimulator) -> None:
     shape = space.shape if space.is_image else (8, 8, 3)
     with ShardWriter(path) as writer:
         for i in range(3):
-            continuous_actions = rng.uniform(-1, 1, (9, actions.size)).astype(np.float32)
+            uniform = torch.from_numpy(rng.uniform(-1, 1, (9, actions.size)).astype(np.float32))
             episode = Episode(
                 frames=rng.integers(0, 256, (9, *shape)).astype(np.uint8),
-                actions=rng.integers(0, actions.size, 9) if actions.is_discrete else continuous_actions,
+                actions=rng.integers(0, actions.size, 9) if actions.is_discrete else actions.from_flat(uniform).numpy(),
                 rewards=rng.normal(size=9).astype(np.float32),
                 state=rng.normal(size=(9, *space.shape)).astype(np.float32) if space.is_vector else None,
-                meta={"fps": 10.0},
+                meta={"fps": 10.0} | ({"action_parts": actions.to_json()["parts"]} if actions.is_composite else {}),
             )
             writer.write(f"{i}", episode, raw=True)
 
@@ -214,7 +216,9 @@ def test_every_family_is_an_environment_and_is_playable_if_it_shows_frames(name:
     if observation.is_image:
         session = PlaySession(simulator, starts)
         session.reset(0, seed=0)
-        assert session.step(action.tolist()).frame.shape == observation.shape
+        composite = simulator.spec.actions.is_composite  # whose actions are a dictionary for Gymnasium
+        row = simulator.spec.actions.from_flat(torch.ones(simulator.spec.actions.size)) if composite else action
+        assert session.step(row.tolist()).frame.shape == observation.shape
 
 
 def test_networks_without_a_simulator_are_probed_and_measure_surprise(tmp_path: Path) -> None:

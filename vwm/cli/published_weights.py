@@ -26,6 +26,7 @@ class PublishedWeights(NamedTuple):
 
 
 _DIFFUSERS = "--tokenizer {}, of vwm fit, encode and ingest; vwm.tokenizers.load_tokenizer"
+_WORLD = "vwm import-world {} FOLDER OUT"
 _IMPORT = "python tools/import_vjepa.py {} OUT"
 
 PUBLISHED_WEIGHTS = (
@@ -165,5 +166,14 @@ PUBLISHED_WEIGHTS = (
         license="MIT",
         example="",
         loads_with=_IMPORT.format("FILE"),
+    ),
+    PublishedWeights(
+        name="Oasis 500M",
+        layout="vit-l-20 and oasis500m (.safetensors, .pt)",
+        kind="world: Minecraft by keys and mouse, 360x640",
+        parameters="229M and 608M",
+        license="MIT",
+        example="Etched/oasis-500m",
+        loads_with=_WORLD.format("oasis"),
     ),
 )

@@ -79,6 +79,7 @@ from .process_group import is_distributed as is_distributed
 from .process_group import process_rank as process_rank
 from .process_group import rank_count as rank_count
 from .published_files import as_state_dict as as_state_dict
+from .published_files import find_published_file as find_published_file
 from .published_files import read_published_weights as read_published_weights
 from .remote_files import ChangedShardError as ChangedShardError
 from .remote_files import DamagedBytesError as DamagedBytesError

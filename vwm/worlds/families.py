@@ -29,6 +29,7 @@ BUILT_IN_FAMILIES = (
     "vwm.models.mdn_rnn.MDNRNNFamily",
     "vwm.models.tdmpc2.TDMPC2Family",
     "vwm.models.muzero.MuZeroFamily",
+    "vwm.models.oasis.OasisFamily",
     "vwm.tokenizers.TokenizerFamily",
 )
 """Public paths of the families that come with vwm."""

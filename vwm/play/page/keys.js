@@ -7,10 +7,13 @@ export const COMMANDS = { KeyP: "pause", Period: "single", KeyZ: "undo", Backspa
 
 const PARTS = {
   LEFT: ["ArrowLeft", "KeyA"], RIGHT: ["ArrowRight", "KeyD"], UP: ["ArrowUp", "KeyW"], DOWN: ["ArrowDown", "KeyS"],
-  JUMP: ["Space", "ArrowUp", "KeyW"], FIRE: ["Space"], SHOOT: ["Space"], ATTACK: ["Space"],
+  JUMP: ["Space", "ArrowUp", "KeyW"], FIRE: ["Space", "KeyF"], SHOOT: ["Space", "KeyF"], ATTACK: ["Space", "KeyF"],
+  FORWARD: ["KeyW", "ArrowUp"], BACK: ["KeyS", "ArrowDown"], SNEAK: ["ShiftLeft"], CROUCH: ["ShiftLeft"], SPRINT: ["KeyC"],
+  INVENTORY: ["KeyE"], DROP: ["KeyQ"],
 };
+const UPWARD = ["UP", "FORWARD"], SHOTS = ["FIRE", "SHOOT", "ATTACK"]; // what a jump leaves its arrow to, and what its space
 const SYMBOLS = { LEFT: "←", RIGHT: "→", UP: "↑", DOWN: "↓" };
-const NAMES = { Space: "space", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
+const NAMES = { Space: "space", ShiftLeft: "shift", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
 const FALLBACK = [..."1234567890"].map((digit) => `Digit${digit}`).concat([..."QWERTYUIOPASDFGHJKLZXCVBNM"].map((letter) => `Key${letter}`));
 
 /** Split a name into its parts, in capitals; null where a part is unknown. */
@@ -33,7 +36,9 @@ export function bind(names, idle) {
     return parts && !known.has(sum) && known.add(sum) ? parts : null;
   });
   const letters = new Set(parted.flat().filter((part) => part?.length === 1).map((part) => `Key${part}`));
-  const isFree = (key, part) => !letters.has(key) && !(part === "JUMP" && PARTS.UP.includes(key) && parted.flat().includes("UP"));
+  const has = (others) => others.some((other) => parted.flat().includes(other));
+  const isGivenUp = (key, part) => (part === "JUMP" && PARTS.UP.includes(key) && has(UPWARD)) || (SHOTS.includes(part) && key === "Space" && has(["JUMP"]));
+  const isFree = (key, part) => !letters.has(key) && !isGivenUp(key, part);
   const keysOf = (part) => (part.length === 1 ? [`Key${part}`] : PARTS[part].filter((key) => isFree(key, part)));
   const taken = new Set([...Object.keys(COMMANDS), ...parted.flat().filter(Boolean).flatMap(keysOf)]);
   const free = FALLBACK.filter((key) => !taken.has(key));

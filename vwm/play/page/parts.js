@@ -9,7 +9,7 @@ import { gamepad, LeverPanel } from "./panel.js";
 
 const REACH = 0.1; // share of the picture's width that is a full movement of the pointer in one step
 const BUTTONS = [0, 1, 2, 3, 4, 5, 6, 7]; // of a gamepad, for keys without a direction
-const DIRECTIONS = { LEFT: [0, -1], RIGHT: [0, 1], UP: [1, 1], DOWN: [1, -1] }; // side of the left stick, and its sign
+const DIRECTIONS = { LEFT: [0, -1], RIGHT: [0, 1], UP: [1, 1], DOWN: [1, -1], FORWARD: [1, 1], BACK: [1, -1] }; // side of the left stick, and its sign
 
 export class PartsPanel {
   /**
