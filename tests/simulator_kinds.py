@@ -1,6 +1,7 @@
 """A simulator of every kind, and contexts and actions for it: what the tests of the contract run on."""
 
 import torch
+from diamond_worlds import csgo_world, diamond_world
 from factories import (
     composite_parts,
     diffusion_world,
@@ -58,6 +59,8 @@ SIMULATORS = {
     "jepa-one-vector-a-frame": lambda: jepa_world(pooling="flatten", action_conditioning="modulation", residual=True),
     "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3, allow_unknown_actions=True),
     "oasis": lambda: oasis_world(),
+    "diamond": lambda: diamond_world(),
+    "diamond-upsampled": lambda: csgo_world(),
     "ensemble": lambda: EnsembleSimulator(
         [diffusion_world(outcomes=True), diffusion_world(outcomes=True, sampling=DiffusionSampling(steps=2))],
         uncertainty_penalty=1.0,

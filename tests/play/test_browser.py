@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from aiohttp import web
+from diamond_worlds import csgo_world, diamond_world
 from factories import composite_space
 from PIL import Image
 from published_worlds import oasis_world
@@ -751,6 +752,20 @@ def test_a_published_world_of_minecraft_is_played_by_keys_and_mouse(open_world: 
     turned = [row for row in received if row[-2] > 0 > row[-1]]  # to the right and up
     assert turned and all({n for n, v in zip(names[:23], row[:23], strict=True) if v} == held for row in turned)
     assert not np.array_equal(pixels(page), first)
+
+
+def test_published_worlds_of_diffusion_in_pixels_are_played(open_world: Callable[..., Page]) -> None:
+    """DIAMOND's Atari and Counter-Strike, with random weights."""
+    worlds = (diamond_world(outcomes=False), "ArrowRight", "→"), (csgo_world(), "w", "forward")
+    for world, key, name in worlds:  # the first without its terminations, which are random
+        world.starts = frames_of_noise(4, *world.spec.observation.shape)[None]
+        page = open_world(world)
+        first = pixels(page)
+        assert np.array_equal(first, world.starts[0, -1].numpy())  # shown as it was given
+        page.keyboard.down(key)
+        wait_past_step(page, 2)
+        expect(page.locator(".act.on")).to_contain_text(name)
+        assert not np.array_equal(pixels(page), first)
 
 
 def test_a_world_without_starts_asks_for_an_image(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diamond_worlds import diamond_world
 from factories import (
     diffusion_world,
     dit,
@@ -71,6 +72,7 @@ SIMULATORS = {
     "tdmpc2": lambda: tdmpc2_world((5,)),
     "muzero": muzero_world,
     "oasis": oasis_world,
+    "diamond": diamond_world,
 }
 OPTIMIZER = OptimizerConfig()
 MODULES: dict[str, Callable[[Path], TrainingModule]] = {

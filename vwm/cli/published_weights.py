@@ -176,4 +176,22 @@ PUBLISHED_WEIGHTS = (
         example="Etched/oasis-500m",
         loads_with=_WORLD.format("oasis"),
     ),
+    PublishedWeights(
+        name="DIAMOND, Atari",
+        layout="atari_100k/models/GAME.pt",
+        kind="26 worlds of Atari games with rewards, ends and a policy, 64x64",
+        parameters="14M each",
+        license="MIT",
+        example="eloialonso/diamond",
+        loads_with=f"{_WORLD.format('diamond')} --variant GAME",
+    ),
+    PublishedWeights(
+        name="DIAMOND, Counter-Strike",
+        layout="csgo/model/csgo.pt",
+        kind="world: Counter-Strike by keys and mouse, 150x280",
+        parameters="331M and 51M",
+        license="MIT",
+        example="eloialonso/diamond",
+        loads_with=f"{_WORLD.format('diamond')} --variant csgo",
+    ),
 )

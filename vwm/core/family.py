@@ -67,7 +67,8 @@ class PublishedWorld:
     """A simulator of weights in the layout in which their authors publish them.
 
     Attributes:
-        simulator: has its default sampling settings, title, frame rate and ``context_frames`` of 1 or more; no starts.
+        simulator: has its default sampling settings, title, frame rate and ``context_frames`` of 1 or more; starts
+            where its authors publish some.
         license: of the weights, as the hub calls it, such as ``mit``.
         origin: sentences about the weights for the model card: who published them where.
     """

@@ -60,6 +60,8 @@ def import_world(
     simulator.spec = replace(spec, title=title or spec.title, context_frames=frames)
     if starts:
         simulator.starts = read_start_files([Path(path) for path in starts], frames, spec.context.image_size)
+    elif simulator.starts is not None:
+        simulator.starts = _last_frames(simulator.starts, frames)
     card = with_front_matter(world_card(simulator, found.origin), card_metadata(simulator, found.license))
     save_simulator(simulator, out, card, float16)
     print(f"license of the weights: {found.license}. {found.origin}")
@@ -100,6 +102,13 @@ def _read_start(file: Path, frames: int, image_size: tuple[int, int]) -> Tensor:
     height, width = image_size
     resized = [picture.resize((width, height), Image.Resampling.BILINEAR) for picture in pictures]
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in resized]))
+
+
+def _last_frames(starts: Tensor, frames: int) -> Tensor:
+    """Return the last frames of the published starts. Raises ValueError where they have fewer."""
+    if starts.shape[1] < frames:
+        raise ValueError(f"the published starts have {starts.shape[1]} frames, not {frames}: give starts or context")
+    return starts[:, -frames:]
 
 
 def _find_publisher(kind: str) -> WorldFamily:

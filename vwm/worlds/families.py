@@ -30,6 +30,7 @@ BUILT_IN_FAMILIES = (
     "vwm.models.tdmpc2.TDMPC2Family",
     "vwm.models.muzero.MuZeroFamily",
     "vwm.models.oasis.OasisFamily",
+    "vwm.models.diamond.DiamondFamily",
     "vwm.tokenizers.TokenizerFamily",
 )
 """Public paths of the families that come with vwm."""
