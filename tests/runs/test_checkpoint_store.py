@@ -19,7 +19,9 @@ from vwm.runs.checkpoints import CheckpointError
 from vwm.runs.run_folder import RunFolder
 from vwm.train.resume_points import find_resume_point
 
-POLICY = RetryPolicy(attempts=3, first_wait=0, longest_wait=0, connect_timeout=5, stall_timeout=5, patience=60)
+POLICY = RetryPolicy(
+    attempts=3, requests=1, first_wait=0, longest_wait=0, connect_timeout=5, stall_timeout=5, patience=60
+)
 TENSORS = 20
 
 

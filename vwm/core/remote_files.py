@@ -38,7 +38,8 @@ class RetryPolicy:
     """When to try again.
 
     Attributes:
-        attempts: at most, of one read.
+        attempts: at most, of one read or write.
+        requests: at most, of one attempt, for each range or part: a part of a large file is sent again without the rest.
         patience: seconds after which no further attempt begins.
         first_wait, longest_wait: seconds before the second attempt, and at most; each wait is twice the one before.
         connect_timeout: seconds to wait for a connection.
@@ -47,6 +48,7 @@ class RetryPolicy:
     """
 
     attempts: int = 12
+    requests: int = 3
     patience: float = 240.0
     first_wait: float = 0.2
     longest_wait: float = 10.0
@@ -194,14 +196,16 @@ def _make_file_system(protocol: str) -> Any:
         import s3fs
     except ImportError as error:
         raise ImportError(f"addresses of {protocol}:// need s3fs: pip install 'vwm[s3]'") from error
-    # Retries are this module's: those of the client would hide what happens, and multiply.
+    # Retries are this module's: those of the two clients below it would hide what happens, and multiply.
     client = {
         "retries": {"total_max_attempts": 1},
         "connect_timeout": policy.connect_timeout,
         "read_timeout": policy.stall_timeout,
         "max_pool_connections": 64,
     }
-    return s3fs.S3FileSystem(config_kwargs=client, use_listings_cache=False, skip_instance_cache=True)
+    file_system = s3fs.S3FileSystem(config_kwargs=client, use_listings_cache=False, skip_instance_cache=True)
+    file_system.retries = policy.requests
+    return file_system
 
 
 def _reset_after_fork() -> None:

@@ -149,7 +149,7 @@ def _check_in_space(space: Space[Any], observations: Any) -> None:
         require_invariant(
             observations.dtype == space.dtype, "spaces", f"observations are {observations.dtype}, not {space.dtype}"
         )
-    require_invariant(space.contains(observations), "spaces", f"observations are not in {space}: {observations!r}")
+    require_invariant(space.contains(observations), "spaces", f"observations are not in {space}:", observations)
 
 
 def _check_outcomes(worlds: int, rewards: Any, terminated: Any, truncated: Any) -> None:
@@ -159,8 +159,8 @@ def _check_outcomes(worlds: int, rewards: Any, terminated: Any, truncated: Any) 
         ("truncations", truncated, np.bool_),
     ):
         fits = isinstance(array, np.ndarray) and array.shape == (worlds,) and np.issubdtype(array.dtype, kind)
-        require_invariant(fits, "spaces", f"{name} must be {kind.__name__} [{worlds}], got {array!r}")
-    require_invariant(bool(np.isfinite(rewards).all()), "spaces", f"rewards must be finite, got {rewards}")
+        require_invariant(fits, "spaces", f"{name} must be {kind.__name__} [{worlds}], got", array)
+    require_invariant(bool(np.isfinite(rewards).all()), "spaces", "rewards must be finite, got", rewards)
 
 
 def _check_infos(infos: Any, worlds: int, inner: bool = False) -> None:
@@ -172,13 +172,13 @@ def _check_infos(infos: Any, worlds: int, inner: bool = False) -> None:
         mask = infos.get(f"_{key}")
         fits = isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == (worlds,)
         require_invariant(
-            fits or (inner and mask is None), "infos", f"_{key} must be a mask, bool [{worlds}], got {mask!r}"
+            fits or (inner and mask is None), "infos", f"_{key} must be a mask, bool [{worlds}], got", mask
         )
         if isinstance(value, dict):
             _check_infos(value, worlds, inner=True)
         else:
             fits = isinstance(value, np.ndarray) and len(value) == worlds
-            require_invariant(fits, "infos", f"{key} must be an array of {worlds}, one per world, got {value!r}")
+            require_invariant(fits, "infos", f"{key} must be an array of {worlds}, one per world, got", value)
 
 
 def require_same_histories(
@@ -192,7 +192,9 @@ def require_same_histories(
                     require_invariant(
                         values_equal(left, right, tolerance),
                         invariant,
-                        f"{what} (world {world}, episode {number}, step {step}: {name} {left!r} and {right!r})",
+                        f"{what} (world {world}, episode {number}, step {step}: {name}):",
+                        left,
+                        right,
                     )
 
 
@@ -238,7 +240,8 @@ def _iterate_arrays(data: Any) -> Iterator[NDArray[Any]]:
             yield from _iterate_arrays(item)
 
 
-def require_invariant(holds: bool, invariant: str, what: str) -> None:
-    """Raise AssertionError with the name of a violated invariant."""
+def require_invariant(holds: bool, invariant: str, what: str, *values: Any) -> None:
+    """Raise AssertionError with the name of a violated invariant; values, which take long to print, stand behind."""
     if not holds:
-        raise AssertionError(f"{invariant}: {what}")
+        shown = " and ".join(repr(value) for value in values)
+        raise AssertionError(f"{invariant}: {what} {shown}".rstrip())
