@@ -190,7 +190,7 @@ def open_file_system(address: str) -> Any:
 
 def _make_file_system(protocol: str) -> Any:
     if protocol not in ("s3", "s3a"):
-        return fsspec.filesystem(protocol)
+        return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)  # others write, too
     policy = RETRY_POLICY
     try:
         import s3fs
