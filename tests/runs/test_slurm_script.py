@@ -17,12 +17,23 @@ exit {code}
 """
 
 
-@pytest.mark.parametrize(("signal", "queued"), [("USR1", ["requeue 7"]), ("TERM", [])])
-def test_the_run_is_noticed_and_the_job_queued_once(tmp_path: Path, signal: str, queued: list[str]) -> None:
-    """SLURM itself queues a job that it preempts, with SIGTERM; the script ends with the training's exit code."""
+@pytest.mark.parametrize(
+    ("signal", "preempted", "queued"),
+    [
+        ("USR1", "None", ["requeue 7"]),
+        ("TERM", "None", []),  # scancel
+        ("TERM", "2026-11-29T02:21:25", ["requeue 7"]),
+        ("TERM", "2026-11-29T01:59:59", []),  # a job that was queued again since
+    ],
+)
+def test_the_run_is_noticed_and_the_job_queued_once(
+    tmp_path: Path, signal: str, preempted: str, queued: list[str]
+) -> None:
+    """SLURM counts a preempted job that ends in time as failed; the script ends with the training's exit code."""
+    times = f"   StartTime=2026-11-29T02:00:00 EndTime=Unknown\n   PreemptEligibleTime=Unknown PreemptTime={preempted}"
     programs = {
         "srun": SRUN.format(signal=f"kill -{signal} $PPID", code=3),
-        "scontrol": "#!/bin/sh\necho $* >> queued\n",
+        "scontrol": f'#!/bin/sh\nif [ $1 = show ]; then echo "{times}"; else echo $* >> queued; fi\n',
     }
     for name, text in programs.items():
         (tmp_path / name).write_text(text)

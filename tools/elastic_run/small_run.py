@@ -17,7 +17,7 @@ from vwm.data import Episode, ShardWriter
 
 HERE = Path(__file__).resolve().parent
 GLOBAL_BATCH = 12
-PATIENCE = 300.0
+PATIENCE = 400.0
 """Seconds in which processes must make a step."""
 
 
