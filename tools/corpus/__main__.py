@@ -1,10 +1,11 @@
 """Send a synthetic corpus through ``vwm ingest``, undisturbed and killed, and check that nothing is lost or repeated.
 
     python tools/corpus FOLDER --files 5000
+    python tools/corpus FOLDER --files 1000 --ray-nodes 3
 
 It makes the corpus, ingests it with local processes, with Ray, and with Ray while two workers and the command itself
-are killed; the three must give the same bytes. Every file must be accounted for as its kind demands, and no two clips
-may be near duplicates. The last lines are the figures.
+are killed; with --ray-nodes N, also on a cluster of N nodes, one of which fails. All must give equal bytes. Every file
+must be accounted for as its kind demands, and no two clips may be near duplicates. The last lines are the figures.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from disturbed import run_ingest, run_with_kills
+from ray_nodes import run_with_lost_node
 from synthetic import make_corpus
 
 SETTINGS = ["--size", "64", "--shots", "detect", "--remove", "black,frozen,duplicates", "--measure", "motion"]
@@ -38,6 +40,7 @@ def main() -> int:
     parser.add_argument("--videos-per-shard", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2, help="processes of each run")
     parser.add_argument("--undisturbed", default="local,ray", help="engines of the undisturbed runs")
+    parser.add_argument("--ray-nodes", type=int, default=0, help="also on a Ray cluster of so many nodes")
     options = parser.parse_args()
     source, shards = options.folder / "videos", -(-options.files // options.videos_per_shard)
     kinds = (
@@ -58,9 +61,18 @@ def main() -> int:
         [str(source), str(out), "--engine", "ray", *common], out, options.folder / "killed.log", kills
     )
     print(f"killed: {', '.join(killed)}; {time.monotonic() - began:.0f} s")
+    others = [*options.undisturbed.split(",")[1:], "killed"]
+    if options.ray_nodes:
+        others.append("nodes")
+        began, arguments = time.monotonic(), [str(source), str(options.folder / "nodes"), "--engine", "ray", *common]
+        kills = (shards // 4, shards // 2)
+        happened = run_with_lost_node(
+            arguments, options.folder / "nodes", options.folder / "nodes.log", options.ray_nodes, kills
+        )
+        print(f"cluster of {options.ray_nodes} nodes: {happened}; {time.monotonic() - began:.0f} s")
     problems = [
         f"{name} differs"
-        for other in (*options.undisturbed.split(",")[1:], "killed")
+        for other in others
         for name in differences(options.folder / options.undisturbed.split(",")[0], options.folder / other)
     ]
     problems += check_outcomes(options.folder / "killed", kinds)

@@ -36,6 +36,9 @@ CASES: dict[str, list[str]] = {
     "fsdp selective": ["--trainer.strategy", "fsdp", "--gradient_checkpointing", "selective"],
     "fsdp full": ["--trainer.strategy", "fsdp", "--gradient_checkpointing", "full"],
     "hsdp-2x2 selective": ["--trainer.strategy", "hsdp-2x2", "--gradient_checkpointing", "selective"],
+    "fsdp selective, tensor 2": [
+        "--trainer.strategy", "fsdp", "--gradient_checkpointing", "selective", "--tensor_parallel", "2",
+    ],
     "fsdp selective, context 2": [
         "--trainer.strategy", "fsdp", "--gradient_checkpointing", "selective", "--context_parallel", "2",
     ],
