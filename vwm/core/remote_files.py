@@ -39,7 +39,7 @@ class RetryPolicy:
 
     Attributes:
         attempts: at most, of one read or write.
-        requests: at most, of one attempt, for each range or part: a part of a large file is sent again without the rest.
+        requests: at most, of one attempt, for each part: a part of a large file is sent again without the rest.
         patience: seconds after which no further attempt begins.
         first_wait, longest_wait: seconds before the second attempt, and at most; each wait is twice the one before.
         connect_timeout: seconds to wait for a connection.
