@@ -14,7 +14,7 @@ from factories import (
     tdmpc2_world,
 )
 from latent_worlds import rssm_world
-from published_worlds import oasis_world
+from published_worlds import dreamer4_world, oasis_world
 
 from vwm.models.dit.sampling import DiffusionSampling
 from vwm.worlds.ensemble import EnsembleSimulator
@@ -61,6 +61,8 @@ SIMULATORS = {
     "oasis": lambda: oasis_world(),
     "diamond": lambda: diamond_world(),
     "diamond-upsampled": lambda: csgo_world(),
+    "dreamer4": lambda: dreamer4_world(),
+    "dreamer4-of-mmbench2": lambda: dreamer4_world(rotary=True),
     "ensemble": lambda: EnsembleSimulator(
         [diffusion_world(outcomes=True), diffusion_world(outcomes=True, sampling=DiffusionSampling(steps=2))],
         uncertainty_penalty=1.0,

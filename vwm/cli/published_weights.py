@@ -194,4 +194,23 @@ PUBLISHED_WEIGHTS = (
         example="eloialonso/diamond",
         loads_with=f"{_WORLD.format('diamond')} --variant csgo",
     ),
+    PublishedWeights(
+        name="Dreamer 4 in PyTorch",
+        layout="tokenizer_ckpt.pt and dynamics_ckpt.pt",
+        kind="worlds: 30 control tasks, 128x128",
+        parameters="21M and 43M (default settings)",
+        license="MIT",
+        example="nicklashansen/dreamer4",
+        loads_with=_WORLD.format("dreamer4"),
+    ),
+    PublishedWeights(
+        name="mmbench2",
+        layout="tokenizer.pt and dynamics.pt",
+        kind="worlds: 210 control tasks with rewards, 224x224",
+        parameters="100M and 250M",
+        license="MIT",
+        example="nicklashansen/mmbench2-models",
+        loads_with=_WORLD.format("dreamer4"),
+        limits="the cloned policy is left out",
+    ),
 )

@@ -66,6 +66,8 @@ from .feature_extractor import FeatureExtractor as FeatureExtractor
 from .folder_lock import FolderInUseError as FolderInUseError
 from .folder_lock import lock_folder as lock_folder
 from .folder_lock import make_folder as make_folder
+from .frame_window import FrameWindow as FrameWindow
+from .frame_window import known_causal_mask as known_causal_mask
 from .frames import frames_to_float as frames_to_float
 from .frames import video_to_uint8 as video_to_uint8
 from .full_disk import name_full_disk as name_full_disk
@@ -126,3 +128,5 @@ from .weight_mapping import export_mapped_weights as export_mapped_weights
 from .weight_mapping import get_weight as get_weight
 from .weight_mapping import infer_mlp_ratio as infer_mlp_ratio
 from .weight_mapping import load_mapped_weights as load_mapped_weights
+from .window_simulator import WindowSimulator as WindowSimulator
+from .window_simulator import WindowState as WindowState

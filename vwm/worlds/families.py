@@ -31,6 +31,7 @@ BUILT_IN_FAMILIES = (
     "vwm.models.muzero.MuZeroFamily",
     "vwm.models.oasis.OasisFamily",
     "vwm.models.diamond.DiamondFamily",
+    "vwm.models.dreamer4.Dreamer4Family",
     "vwm.tokenizers.TokenizerFamily",
 )
 """Public paths of the families that come with vwm."""

@@ -6,6 +6,7 @@ from published_worlds import OASIS_IMAGE, oasis_networks, oasis_world
 from torch import Tensor
 
 from vwm.core.components import rebuild_network
+from vwm.core.frame_window import FrameWindow
 from vwm.core.spaces import ActionSpace
 from vwm.models.oasis.actions import (
     PUBLISHED_ACTIONS,
@@ -14,7 +15,7 @@ from vwm.models.oasis.actions import (
     to_published_actions,
 )
 from vwm.models.oasis.network import OasisDiT
-from vwm.models.oasis.sampling import OasisSampling, PastFrames, ddim, sample_next_latent, signal_shares
+from vwm.models.oasis.sampling import OasisSampling, ddim, sample_next_latent, signal_shares
 from vwm.models.oasis.simulator import OasisSimulator
 from vwm.models.oasis.vit_vae import OasisViTVAE
 
@@ -50,7 +51,7 @@ def test_a_sampled_latent_equals_that_of_the_whole_window_in_every_step(network)
     sampling = OasisSampling(steps=3, stabilization=20)
     noise = latents[:, 3]
     sampled = sample_next_latent(
-        network, PastFrames(latents[:, :3], actions[:, :3], known), actions[:, 3], noise, sampling
+        network, FrameWindow(latents[:, :3], actions[:, :3], known), actions[:, 3], noise, sampling
     )
     for world, first in enumerate((1, 0)):
         frames = latents[world : world + 1, first:3]

@@ -5,8 +5,6 @@ from .network import FrameKeys as FrameKeys
 from .network import OasisBlock as OasisBlock
 from .network import OasisDiT as OasisDiT
 from .sampling import OasisSampling as OasisSampling
-from .sampling import PastFrames as PastFrames
 from .simulator import OasisSimulator as OasisSimulator
-from .simulator import OasisState as OasisState
 from .vit_vae import OasisViTBlock as OasisViTBlock
 from .vit_vae import OasisViTVAE as OasisViTVAE

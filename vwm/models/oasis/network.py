@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vwm.core.frame_window import known_causal_mask
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.oasis.layers import LAYER_NORM_EPSILON, GELUPerceptron, PatchEmbedding, merge_heads, split_heads
 from vwm.models.oasis.rotary import grid_angles, grid_frequencies, rotate, time_angles, time_frequencies
@@ -121,7 +122,7 @@ class OasisDiT(ModelMixin, ConfigMixin):
         condition = self.t_embedder(level) + self.external_cond(actions.to(self.dtype))
         total = frames + (0 if past is None else past[0].keys.shape[-2])
         places, times = self._angles(total, x.device)
-        mask = causal_mask(frames, total, known, x.device)
+        mask = known_causal_mask(frames, total, known, x.device)
         keys = []
         for number, block in enumerate(self.blocks):
             x, own = block(x, condition, places, times, mask, None if past is None else past[number])
@@ -167,7 +168,7 @@ class OasisBlock(nn.Module):
             x: [b, t, n, d].
             condition: [b, t, d].
             places, times: angles of the tokens of a frame [n, r] and of all frames, the past ones too, [s + t, r].
-            mask: see ``causal_mask``.
+            mask: see ``known_causal_mask``.
             past: keys and values of s frames before them; None for s = 0.
 
         Returns:
@@ -240,22 +241,6 @@ def rotary_frequencies(head_width: int, device: torch.device | None = None) -> t
     """Return the frequencies of an axis of the grid [c / 4] and of time [c / 2], for heads of c channels."""
     grid = grid_frequencies(head_width // 2, GRID_MAX_FREQUENCY, device)
     return grid, time_frequencies(head_width, device)
-
-
-def causal_mask(frames: int, total: int, known: Tensor | None, device: torch.device) -> Tensor:
-    """Return which frames attend to which: bool [b, 1, 1, t, s + t], True where attended; b is 1 if all are known.
-
-    Args:
-        frames: t, the last of all.
-        total: s + t.
-        known: bool [b, s + t]; a frame that is not known is attended to by itself alone.
-        device: of the mask.
-    """
-    causal = torch.ones(frames, total, dtype=torch.bool, device=device).tril(total - frames)
-    if known is None:
-        return causal[None, None, None]
-    itself = torch.ones(frames, total, dtype=torch.bool, device=device).tril(total - frames).triu(total - frames)
-    return ((causal & known[:, None]) | itself)[:, None, None]
 
 
 def _plain_norm(width: int) -> nn.LayerNorm:

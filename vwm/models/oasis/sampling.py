@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vwm.core.frame_window import FrameWindow
 from vwm.models.oasis.network import OasisDiT
 
 NOISE_LEVELS = 1000
@@ -38,28 +39,14 @@ def check_oasis_sampling(sampling: OasisSampling) -> None:
             raise ValueError(f"sampling.{name} must be a whole number in 1..{NOISE_LEVELS}, got {value!r}")
 
 
-class PastFrames(NamedTuple):
-    """The frames that the next one is predicted from.
-
-    Attributes:
-        latents: float [b, s, h, w, c].
-        actions: float [b, s, a], as the network takes them, that led to the frames.
-        known: bool [b, s], False where there is no such frame yet.
-    """
-
-    latents: Tensor
-    actions: Tensor
-    known: Tensor
-
-
 def sample_next_latent(
-    network: OasisDiT, past: PastFrames, action: Tensor, noise: Tensor, sampling: OasisSampling
+    network: OasisDiT, past: FrameWindow, action: Tensor, noise: Tensor, sampling: OasisSampling
 ) -> Tensor:
     """Sample the latent after the past ones.
 
     Args:
         network: predicts v.
-        past: the frames before it, at most ``network.window - 1``.
+        past: the frames before it, at most ``network.window - 1``; actions as the network takes them.
         action: float [b, a], that leads to it.
         noise: to begin with, float [b, h, w, c].
         sampling: see ``OasisSampling``.
@@ -69,11 +56,10 @@ def sample_next_latent(
     """
     level = torch.full(past.known.shape, sampling.stabilization - 1, dtype=torch.int64, device=noise.device)
     keys = network.encode_past(past.latents, level, past.actions, past.known)
-    known = torch.cat((past.known, torch.ones_like(past.known[:, :1])), dim=1)
 
     def predict(x: Tensor, level: int) -> Tensor:
         levels = torch.full((len(x), 1), level, dtype=torch.int64, device=x.device)
-        return network.predict(keys, x[:, None], levels, action[:, None], known)[:, 0].to(x.dtype)
+        return network.predict(keys, x[:, None], levels, action[:, None], past.known_with_next)[:, 0].to(x.dtype)
 
     return ddim(predict, noise, sampling.steps)
 

@@ -1,0 +1,16 @@
+from .block_causal import BlockCausalLayer as BlockCausalLayer
+from .block_causal import BlockCausalTransformer as BlockCausalTransformer
+from .block_causal import GatedPerceptron as GatedPerceptron
+from .block_causal import PastKeys as PastKeys
+from .block_causal import PublishedAttention as PublishedAttention
+from .block_causal import ScaledRMSNorm as ScaledRMSNorm
+from .block_causal import TimeAttention as TimeAttention
+from .family import Dreamer4Family as Dreamer4Family
+from .network import Dreamer4Dynamics as Dreamer4Dynamics
+from .network import Noising as Noising
+from .published import Task as Task
+from .reward_head import Dreamer4RewardHead as Dreamer4RewardHead
+from .sampling import Dreamer4Sampling as Dreamer4Sampling
+from .sampling import SampledLatent as SampledLatent
+from .simulator import Dreamer4Simulator as Dreamer4Simulator
+from .tokenizer import Dreamer4Tokenizer as Dreamer4Tokenizer
