@@ -28,8 +28,9 @@ from timing import Times, medians, race, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vwm.models.vjepa.masked_clips import MaskedClips
 from vwm.models.vjepa.masking import MultiBlockMaskSampler, TokenMask
-from vwm.models.vjepa.module import MaskedClips, VJEPAModule, update_target_encoder
+from vwm.models.vjepa.module import VJEPAModule, update_target_encoder
 from vwm.models.vjepa.official_weights import IMAGENET_MEAN, IMAGENET_STD, load_official_vjepa
 from vwm.nn.optimizer import OptimizerConfig
 

@@ -10,6 +10,11 @@ import yaml
 
 from vwm.cli.agent_commands import make_agent_parser, make_training, parse_agent_config
 from vwm.models.dit.network import DiT
+from vwm.models.vjepa.masked_prediction import ContextLossConfig
+from vwm.models.vjepa.masked_predictor import MaskedPredictor
+from vwm.models.vjepa.masking import MultiBlockMaskSampler
+from vwm.models.vjepa.module import check_vjepa_networks
+from vwm.models.vjepa.official_weights import ENCODER_HEADS_BY_WIDTH, VJEPA21_FEATURE_LAYERS
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.runs.config_files import load_config
 from vwm.train.fit import parse_fit_config
@@ -62,6 +67,23 @@ def test_vision_transformers_have_the_number_of_parameters_of_their_letter(lette
     with torch.device("meta"):
         network = VideoEncoder(**settings["encoder"]["init_args"])
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
+
+
+@pytest.mark.parametrize(("letter", "millions"), [("b", 86), ("l", 304), ("g", 1012), ("gg", 1890)])
+def test_vjepa21_trains_the_networks_of_the_published_sizes(letter, millions):
+    settings = load_config(CONFIGS / f"vjepa/vjepa21_vit{letter}16.yaml")["model"]["init_args"]
+    with torch.device("meta"):
+        encoder = VideoEncoder(**settings["encoder"]["init_args"])
+        predictor = MaskedPredictor(**settings["predictor"]["init_args"])
+    masks = [MultiBlockMaskSampler(**sampler["init_args"]) for sampler in settings["mask_samplers"]]
+    check_vjepa_networks(encoder, predictor, masks, ContextLossConfig(**settings["context_loss"]))
+    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
+    layers = encoder.config.feature_layers
+    assert (
+        tuple(layers) == VJEPA21_FEATURE_LAYERS[encoder.config.depth]
+        and encoder.config.heads == (ENCODER_HEADS_BY_WIDTH[encoder.width])
+    )
+    assert encoder.blocks[0].mlp.fc1.out_features == {768: 3072, 1024: 4096, 1408: 6144, 1664: 8192}[encoder.width]
 
 
 @pytest.mark.parametrize(

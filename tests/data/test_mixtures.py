@@ -283,3 +283,30 @@ def test_the_command_line_takes_several_folders_and_weights(tmp_path: Path) -> N
     for words, said in ((("a:1", "b"), "b has no weight and others have"), (("a:1", "a:2"), "names a data set twice")):
         with pytest.raises(ValueError, match=said):
             expand("--data", *words)
+
+
+def test_images_and_videos_mix_by_weight_and_resume_exactly(folders: list[str], tmp_path: Path) -> None:
+    images = write(tmp_path / "images", [1] * 7, 9, ended=False)
+    path = {folders[0]: 2, images: 1}
+
+    def loader() -> ClipLoader:
+        return ClipLoader(make_clip_dataset(path, 4, fields=["frames"], seed=3, stills=True), batch_size=3)
+
+    whole = loader()
+    batches = [batch for _ in range(2) for batch in whole]
+    assert all(int(batch.still.sum()) == 1 for batch in batches[: len(whole)])
+    for batch in batches:
+        assert torch.equal(batch.still, batch.frames[:, 0, 0, 0, 0] == 9)
+        assert torch.equal(batch.frames[batch.still][:, 0], batch.frames[batch.still][:, 3])
+        assert (batch.frames[~batch.still][:, 3, 0, 0, 1] == batch.frames[~batch.still][:, 0, 0, 0, 1] + 3).all()
+    first, resumed = loader(), loader()
+    list(islice(first, 4))
+    resumed.load_state_dict(first.state_dict())
+    for one, other in zip(resumed, batches[4:], strict=False):
+        assert torch.equal(one.frames, other.frames) and torch.equal(one.seed, other.seed)
+    with pytest.raises(ValueError, match="the shards or their weights"):  # another order of the same episodes
+        ClipLoader(make_clip_dataset(path | {images: 1.0}, 1, fields=["frames"], seed=3), 3).load_state_dict(
+            first.state_dict()
+        )
+    with pytest.raises(ValueError, match=r"images have no actions: set fields=\[frames\]"):
+        make_clip_dataset(path, 4, stills=True)

@@ -28,6 +28,7 @@ def make_clip_dataset(
     frames_per_latent: int | None = None,
     mixture: MixtureOptions = UNMIXED,
     cache: ShardCache | None = None,
+    stills: bool = False,
 ) -> ClipDataset:
     """Make the clip dataset of a folder of shards, or of several.
 
@@ -41,6 +42,7 @@ def make_clip_dataset(
         frames_per_latent: see ``vwm.data.datamodule.VideoDataModule``.
         mixture: what is drawn more often.
         cache: keeps bytes of remote shards on disk.
+        stills: see ``ClipDataset``.
 
     Raises:
         ValueError: data sets differ in size, actions or frame rate.
@@ -65,7 +67,13 @@ def make_clip_dataset(
         )
     # Latents are aligned with the episodes' starts; pixels can be cut anywhere.
     make = partial(
-        ClipOrder, clip_length=clip_length, stride=stride, seed=seed, shuffle=shuffle, frames_per_latent=encoded
+        ClipOrder,
+        clip_length=clip_length,
+        stride=stride,
+        seed=seed,
+        shuffle=shuffle,
+        frames_per_latent=encoded,
+        stills=stills,
     )
     order = make_order(data_sets, shards, mixture, make)
     return ClipDataset(
@@ -78,6 +86,7 @@ def make_clip_dataset(
         labeled_fraction=labeled_fraction,
         frames_per_latent=frames_per_latent or encoded,
         cache=cache,
+        stills=stills,
     )
 
 

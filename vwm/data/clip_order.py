@@ -49,6 +49,7 @@ class ClipOrder:
         chosen: bool [episodes] of each shard, the episodes whose clips are taken; None takes all.
         only_ends: take one clip of each episode, its last one.
         branch: numbers that make the order independent of others with the same seed; ``MixedOrder`` sets them.
+        stills: take an episode of one frame as a clip, too, whatever the length of clips.
 
     Attributes:
         span: frames of an episode that a clip covers, ``(clip_length - 1) * stride + 1``; latents, if k > 1.
@@ -70,6 +71,7 @@ class ClipOrder:
         chosen: Sequence[NDArray[np.bool_]] | None = None,
         only_ends: bool = False,
         branch: tuple[int, ...] = (),
+        stills: bool = False,
     ) -> None:
         self.unit = frames_per_latent
         self.span = _count_units(clip_length, stride, self.unit)
@@ -79,6 +81,10 @@ class ClipOrder:
         # Of T frames, the first and then k at a time make 1 + (T - 1) // k latents.
         self._lengths = [np.array([(e.frames - 1) // self.unit + 1 for e in s.episodes], np.int64) for s in shards]
         self._counts = [lengths // self.span for lengths in self._lengths]
+        if stills:
+            self._counts = [
+                np.maximum(counts, lengths == 1) for counts, lengths in zip(self._counts, self._lengths, strict=True)
+            ]
         if chosen is not None:
             self._counts = [counts * mask for counts, mask in zip(self._counts, chosen, strict=True)]
         kept = [
@@ -99,7 +105,7 @@ class ClipOrder:
                 f"{(clip_length - 1) * stride + 1} frames, the longest of {len(frames)} episodes has "
                 f"{max(frames, default=0)}. Set a smaller clip_length or stride, or ingest with a longer clip length."
             )
-        digest = hashlib.blake2b(digest_size=8)
+        digest = hashlib.blake2b(b"stills;" if stills else b"", digest_size=8)
         for shard, episodes in zip(shards, kept, strict=True):
             digest.update(f"{shard.tar}:{shard.hash}:{[e.key for e in episodes]};".encode())
         self.index_hash = digest.hexdigest()
@@ -121,9 +127,9 @@ class ClipOrder:
         offset = 0
         slack = self._lengths[shard][episode] - self._counts[shard][episode] * self.span
         if self._only_ends:
-            offset = int(slack)
+            offset = max(int(slack), 0)
         elif self.shuffle:
-            offset = int(self._rng(3, epoch, shard, episode).integers(slack + 1))
+            offset = int(self._rng(3, epoch, shard, episode).integers(max(slack, 0) + 1))
         return ClipAddress(int(shard), int(episode), (offset + int(clip) * self.span) * self.unit, int(seed))
 
     def _rng(self, *numbers: int) -> np.random.Generator:

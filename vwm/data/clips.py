@@ -50,6 +50,7 @@ class ClipBatch:
         terminated: bool [b, t], True if the action of this step terminated the environment: only possible at the last
             frame of an episode.
         labeled: bool [b], whether the actions of a clip are known (unknown ones are 0); None if all are.
+        still: bool [b], whether a clip is an image, repeated; None where episodes of one frame are no clips.
         known_parts: bool [b, p], whether each part of a clip's composite actions is known; None if all are.
     """
 
@@ -63,6 +64,7 @@ class ClipBatch:
     terminated: Tensor | None = None
     labeled: Tensor | None = None
     known_parts: Tensor | None = None
+    still: Tensor | None = None
 
     def pin_memory(self) -> Self:
         """Return the batch in pinned memory; torch's ``DataLoader`` calls this, and pins no dataclass by itself."""
@@ -84,10 +86,13 @@ class ClipDataset(Dataset[dict[str, Any]]):
             are selected by a hash of their keys, so that a larger fraction includes those of every smaller one.
         frames_per_latent: k; see ``ClipBatch``.
         cache: keeps bytes of remote shards on disk; None keeps none.
+        stills: repeat the frame of an episode of one frame, an image, to a clip; see ``ClipBatch.still``. The order
+            must be made with it, too.
 
     Raises:
-        ValueError: an unknown field; clips that do not consist of whole latents; actions, rewards or terminated with a
-            stride above 1, where an action would not lead to the next frame of the clip; or a fraction outside [0, 1].
+        ValueError: an unknown field; stills with other fields than frames; clips that do not consist of whole latents;
+            actions, rewards or terminated with a stride above 1, where an action would not lead to the next frame of
+            the clip; or a fraction outside [0, 1].
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         labeled_fraction: float = 1.0,
         frames_per_latent: int = 1,
         cache: ShardCache | None = None,
+        stills: bool = False,
     ) -> None:
         unknown = set(fields) - set(CLIP_FIELDS)
         if unknown:
@@ -109,6 +115,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"stride={stride} skips frames, so actions and rewards would not lead to the next frame: set "
                 f"fields=[frames], or record with a frame skip (vwm record --frame-skip {stride})"
+            )
+        if stills and set(fields) != {"frames"}:
+            raise ValueError(
+                "stills=true mixes images with videos, and images have no "
+                f"{', '.join(sorted(set(fields) - {'frames'}))}: set fields=[frames]"
             )
         check_whole_latents(clip_length, stride, frames_per_latent)
         if not 0 <= labeled_fraction <= 1:
@@ -122,6 +133,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.fields = tuple(fields)
         self.labeled_fraction = labeled_fraction
         self.cache = cache
+        self.stills = stills
         keys = (entry.key for shard in shards for entry in shard.episodes)
         self._unlabeled_actions = self._find_unlabeled_actions() if "actions" in fields else None
         parts = [entry.known_parts for shard in shards for entry in shard.episodes]
@@ -154,6 +166,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
             know_shard(path, shard.size, shard.tag, shard.block_sums, self.cache)
         stop = address.start + (self.clip_length - 1) * self.stride + 1
         clip: dict[str, Any] = {"seed": np.int64(address.seed)}
+        if self.stills:
+            clip["still"] = np.bool_(entry.frames == 1)
+            if clip["still"]:
+                frame = read_frames(path, entry, range(1))
+                return clip | {"frames": np.broadcast_to(frame, (self.clip_length, *frame.shape[1:]))}
         steps = self.clip_length + self.frames_per_latent - 1
         for field in self.fields:
             if field == "frames":

@@ -58,7 +58,7 @@ def _describe_frames(episodes: Episodes, name: str) -> str:
 
 
 def _describe_rate(episodes: Episodes, name: str) -> str:
-    rates = sorted({round(entry.fps, 2) for _, entry in episodes if entry.fps})
+    rates = sorted({round(entry.fps, 2) for _, entry in episodes if entry.fps and entry.frames > 1})
     return f"{' and '.join(f'{rate:g}' for rate in rates)} frames per second" if rates else ""
 
 

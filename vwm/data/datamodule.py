@@ -268,6 +268,8 @@ class VideoDataModule(L.LightningDataModule):
         cache_gb: size in GB of a cache on disk of what is read from remote shards; null keeps none. Processes and runs
             share it.
         cache_folder: its folder; null takes one in the user's cache.
+        stills: take episodes of one frame as clips, too: images, repeated to the length of a clip. A mixture of videos
+            and images is a ``path`` with weights.
 
     Raises:
         ValueError: a setting is out of range.
@@ -291,6 +293,7 @@ class VideoDataModule(L.LightningDataModule):
         buckets: EpisodeBuckets | None = None,
         cache_gb: float | None = None,
         cache_folder: str | None = None,
+        stills: bool = False,
     ) -> None:
         super().__init__()
         check_positive(
@@ -314,6 +317,7 @@ class VideoDataModule(L.LightningDataModule):
         if cache_gb is not None:
             check_not_negative(cache_gb=cache_gb)
             self.cache = ShardCache(Path(cache_folder or user_cache() / "pieces"), int(cache_gb * 1e9))
+        self.stills = stills
         self._train_loader: ClipLoader | None = None
         self.mixture = MixtureOptions(ends_share or None, buckets)
         self.global_batch: int | None = None
@@ -369,6 +373,7 @@ class VideoDataModule(L.LightningDataModule):
             frames_per_latent=self.frames_per_latent,
             mixture=mixture,
             cache=self.cache,
+            stills=self.stills,
         )
         return loader_class(
             dataset,

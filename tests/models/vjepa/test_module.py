@@ -11,13 +11,18 @@ from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
 from vwm.models.vjepa.augmentation import RandomResizedCrop
 from vwm.models.vjepa.collapse_regularizers import SIGReg, VarianceCovarianceRegularizer
+from vwm.models.vjepa.masked_prediction import (
+    ContextLossConfig,
+    encode_levels,
+    gather_tokens,
+    normalize_features,
+    token_distances,
+)
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
 from vwm.models.vjepa.masking import ContextBlockMaskSampler, MultiBlockMaskSampler
 from vwm.models.vjepa.module import (
     EMAMomentumSchedule,
     VJEPAModule,
-    gather_tokens,
-    normalize_features,
     subtract_position_mean,
     update_target_encoder,
 )
@@ -30,8 +35,9 @@ SIZES = {"image_size": (16, 16), "frames": 4, "tubelet": 2, "patch_size": 4, "he
 
 def make_module(**settings) -> VJEPAModule:
     torch.manual_seed(0)
-    encoder = randomize(VideoEncoder(width=24, **SIZES))
-    predictor = randomize(MaskedPredictor(encoder_width=24, width=16, **SIZES))
+    networks = settings.pop("networks", {})
+    encoder = randomize(VideoEncoder(width=24, **SIZES, **networks.get("encoder", {})))
+    predictor = randomize(MaskedPredictor(encoder_width=24, width=16, **SIZES, **networks.get("predictor", {})))
     masks = [MultiBlockMaskSampler(2, (0.2, 0.3)), MultiBlockMaskSampler(1, (0.5, 0.5))]
     return VJEPAModule(
         encoder, predictor, **{"mask_samplers": masks, "optimizer": OptimizerConfig(), **settings}
@@ -60,6 +66,63 @@ def test_the_loss_is_the_mean_distance_to_the_normalized_target_features():
         target = torch.stack([targets[i, mask.target_indices[0][i]] for i in range(4)])
         losses.append((predicted - target).abs().mean())
     torch.testing.assert_close(model(clips)[0], (losses[0] + losses[1]) / 2)
+
+
+DENSE = {
+    "encoder": {"feature_layers": [0], "modality_embeddings": True},
+    "predictor": {"num_feature_layers": 2, "predict_context": True, "modality_embeddings": True},
+}
+"""Networks of V-JEPA 2.1."""
+
+
+@pytest.mark.parametrize("frames", [4, 1])
+def test_the_dense_loss_adds_visible_tokens_by_their_distance_and_layers_by_their_own_norms(frames):
+    model = make_module(
+        networks=DENSE,
+        context_loss=ContextLossConfig(weight=0.5, image_weight=0.7, warmup_start=0, warmup_end=0),
+    )
+    clips = model.sample_masks(make_batch(frames=frames))
+    video = frames_to_float(clips.frames)
+    layers = model.target_encoder.layer_features(video, [0, 1])
+    targets = torch.cat([torch.nn.functional.layer_norm(layer, (24,)) for layer in layers], dim=-1)
+    hidden, visible = [], []
+    for token, (seen, (masked,)) in enumerate(clips.masks):
+        features = torch.cat(model.encoder.layer_features(video, [0, 1], seen), dim=-1)
+        predicted, context = model.predictor.predict_all(features, seen, masked, token, frames)
+        for clip in range(len(video)):
+            hidden.append((predicted[clip] - targets[clip, masked[clip]]).abs().mean())
+            for place, index in enumerate(seen[clip].tolist()):
+                gaps = [(index // 16 - i // 16, index // 4 % 4 - i // 4 % 4, index % 4 - i % 4) for i in masked[clip]]
+                nearest = min(sum(int(gap) ** 2 for gap in gaps_of_one) for gaps_of_one in gaps) ** 0.5
+                visible.append((context[clip, place] - targets[clip, index]).abs().mean() / nearest**0.5)
+    weights = torch.cat(
+        [torch.full((4 * m.context_indices.shape[1],), 0.5 / m.context_indices.numel()) for m in clips.masks]
+    )
+    loss, logs = model(clips)
+    torch.testing.assert_close(logs["prediction_loss"], (sum(hidden[:4]) + sum(hidden[4:])) / 8)
+    torch.testing.assert_close(logs["context_loss"], (torch.stack(visible) * weights).sum())
+    torch.testing.assert_close(loss, logs["prediction_loss"] + {4: 0.5, 1: 0.7}[frames] * logs["context_loss"])
+    loss.backward()
+    unused = {"patch_embed_img", "img_mod_embed"} if frames == 4 else {"patch_embed.", "video_mod_embed"}
+    trained = [*model.encoder.named_parameters(), *model.predictor.named_parameters()]
+    idle = {name for name, p in trained if p.grad is None}
+    assert idle and all(any(part in name for part in unused) for name in idle)
+
+
+def test_the_weight_of_visible_tokens_rises_between_two_steps():
+    warmup = ContextLossConfig(weight=0.5, image_weight=1.0, warmup_start=10, warmup_end=20)
+    assert [warmup.weight_at(step, 4) for step in (0, 10, 15, 20, 99)] == [0, 0, 0.25, 0.5, 0.5]
+    assert warmup.weight_at(15, 1) == 0.5 and ContextLossConfig().weight_at(30000, 1) == 0.5
+    with pytest.raises(ValueError, match="warmup_start=5 must be 0 or more, and at most warmup_end=4"):
+        ContextLossConfig(warmup_start=5, warmup_end=4)
+
+
+def test_levels_and_distances_of_tokens():
+    encoder = randomize(VideoEncoder(width=24, feature_layers=[0], **SIZES))
+    video = torch.randn(1, 4, 3, 16, 16)
+    assert torch.equal(encode_levels(encoder, video, 1), encode_levels(encoder, video, 2)[..., 24:])
+    found = token_distances(torch.tensor([[0, 5, 31]]), torch.tensor([[15, 16]]), (2, 4, 4))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 3**0.5, 1.0]]))
 
 
 def test_every_weight_but_the_target_encoders_gets_a_gradient():
@@ -162,6 +225,12 @@ def test_rejects_mismatched_networks():
     with pytest.raises(ValueError, match=r"patch_size=4 but predictor\.patch_size=8"):
         other = MaskedPredictor(encoder_width=24, width=16, **{**SIZES, "patch_size": 8})
         VJEPAModule(encoder, other, [MultiBlockMaskSampler(1)], OptimizerConfig())
+    with pytest.raises(ValueError, match=r"num_feature_layers=3, but the encoder has 1 layers of features"):
+        make_module(networks={"predictor": {"num_feature_layers": 3}})
+    with pytest.raises(ValueError, match=r"predictor.output_width=8 but the targets have encoder.width=24"):
+        make_module(networks={"predictor": {"output_width": 8}})
+    with pytest.raises(ValueError, match=r"predict_context=True, and context_loss is missing"):
+        make_module(networks={"predictor": {"predict_context": True}})
     with pytest.raises(ValueError, match="mask_samplers is empty"):
         make_module(mask_samplers=[])
 
@@ -189,3 +258,46 @@ def test_normalized_features_have_zero_mean_and_unit_standard_deviation():
     torch.testing.assert_close(x.mean(-1), torch.zeros(2, 3), rtol=0, atol=1e-5)
     torch.testing.assert_close(x.std(-1, correction=0), torch.ones(2, 3), rtol=0, atol=1e-3)
     assert torch.equal(gather_tokens(x, torch.tensor([[2], [0]]))[:, 0], torch.stack((x[0, 2], x[1, 0])))
+
+
+def mixed_batch(still: list[bool]) -> ClipBatch:
+    """Videos and repeated images, as ``data.stills`` gives them."""
+    batch = make_batch(len(still))
+    batch.still = torch.tensor(still)
+    batch.frames[batch.still] = batch.frames[batch.still, :1]
+    return batch
+
+
+def test_videos_and_images_of_a_batch_count_by_their_number_each_in_passes_of_its_own():
+    model = make_module(networks={"encoder": {"modality_embeddings": True}, "predictor": {"modality_embeddings": True}})
+    mixed = model.sample_masks(mixed_batch([False, True, False, False]))
+    loss, logs = model(mixed)
+    video = frames_to_float(mixed.frames)
+    videos = model._clip_losses(video[[0, 2, 3]], mixed.videos.masks)[0]
+    image = model._clip_losses(video[1:2, :1], mixed.images.masks)[0]
+    torch.testing.assert_close(loss, 0.75 * videos + 0.25 * image)
+    assert torch.equal(loss, logs["prediction_loss"]) and model.count_tokens(mixed) == 3 * 32 + 16
+    loss.backward()
+    embeddings = (model.encoder.patch_embed.proj, model.encoder.patch_embed_img.proj)
+    assert all(layer.weight.grad.any() for layer in embeddings)
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_a_batch_of_one_kind_runs_both_passes_and_only_its_own_counts(still):
+    model = make_module(networks={"encoder": {"modality_embeddings": True}, "predictor": {"modality_embeddings": True}})
+    batch = mixed_batch([still] * 4)
+    loss, _ = model(model.sample_masks(batch))
+    alone = ClipBatch(frames=batch.frames[:, :1] if still else batch.frames, seed=batch.seed)
+    torch.testing.assert_close(loss, model(model.sample_masks(alone))[0])
+    loss.backward()
+    own, other = model.encoder.patch_embed.proj.weight.grad, model.encoder.patch_embed_img.proj.weight.grad
+    assert own.any() == (not still) and other.any() == still  # both have gradients, as DDP requires
+
+
+def test_images_without_an_embedding_of_their_own_are_clips_of_equal_frames():
+    model, batch = make_module(), mixed_batch([True, False])
+    plain = ClipBatch(frames=batch.frames, seed=batch.seed)
+    assert torch.equal(model(model.sample_masks(batch))[0], model(model.sample_masks(plain))[0])
+    with pytest.raises(ValueError, match=r"cannot be mixed with model\.regularizer or model\.motion"):
+        networks = {"encoder": {"modality_embeddings": True}, "predictor": {"modality_embeddings": True}}
+        make_module(networks=networks, regularizer=SIGReg()).sample_masks(batch)

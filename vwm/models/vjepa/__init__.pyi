@@ -23,6 +23,10 @@ from .frame_causal_vit import FrameCausalViT as FrameCausalViT
 from .inverse_dynamics import InverseDynamicsModel as InverseDynamicsModel
 from .latent_decoder import LatentDecoder as LatentDecoder
 from .latent_projector import LatentProjector as LatentProjector
+from .masked_clips import MaskedClips as MaskedClips
+from .masked_clips import MaskedPart as MaskedPart
+from .masked_prediction import ContextLossConfig as ContextLossConfig
+from .masked_prediction import PredictionLosses as PredictionLosses
 from .masked_predictor import MaskedPredictor as MaskedPredictor
 from .masking import ContextBlockMaskSampler as ContextBlockMaskSampler
 from .masking import MaskSampler as MaskSampler
@@ -30,7 +34,6 @@ from .masking import MultiBlockMaskSampler as MultiBlockMaskSampler
 from .masking import TokenMask as TokenMask
 from .module import CollapseWarning as CollapseWarning
 from .module import EMAMomentumSchedule as EMAMomentumSchedule
-from .module import MaskedClips as MaskedClips
 from .module import VJEPAModule as VJEPAModule
 from .motion_branch import MotionBranch as MotionBranch
 from .official_weights import PretrainedVJEPA as PretrainedVJEPA

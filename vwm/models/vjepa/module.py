@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vwm.core.blocks import uncompiled_blocks
 from vwm.core.components import load_component
@@ -25,9 +24,18 @@ from vwm.models.vjepa.collapse_monitor import (
     measure_representations,
 )
 from vwm.models.vjepa.collapse_regularizers import CollapseRegularizer
+from vwm.models.vjepa.masked_clips import MaskedClips, MaskedPart, split_stills
+from vwm.models.vjepa.masked_prediction import (
+    ContextLossConfig,
+    encode_levels,
+    masked_prediction_losses,
+    normalize_features,
+    normalize_levels,
+)
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
 from vwm.models.vjepa.masking import MaskSampler, TokenMask
 from vwm.models.vjepa.motion_branch import MotionBranch
+from vwm.models.vjepa.position_encoding import TokenGrid
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.models.vjepa.visualization import pca_rgb_video
 from vwm.nn.optimizer import OptimizerConfig
@@ -59,15 +67,11 @@ class EMAMomentumSchedule:
             raise ValueError(f"momentum must be between 0 and 1, got start={self.start}, end={self.end}")
 
 
-@dataclass
-class MaskedClips(ClipBatch):
-    """Clips and their masks."""
-
-    masks: list[TokenMask] | None = None
-
-
 class VJEPAModule(TrainingModule):
-    """V-JEPA (arXiv 2404.08471) and V-JEPA 2 (arXiv 2506.09985); I-JEPA (arXiv 2301.08243) with clips of one frame.
+    """V-JEPA (arXiv 2404.08471), 2 (arXiv 2506.09985) and 2.1 (arXiv 2603.14482); I-JEPA (arXiv 2301.08243) of images.
+
+    A predictor with as many ``num_feature_layers`` as the encoder has ``feature_layers`` and its last one predicts the
+    features of all of them (V-JEPA 2.1), otherwise those of the last layer.
 
     Args:
         encoder: the network to train.
@@ -83,6 +87,10 @@ class VJEPAModule(TrainingModule):
         monitor: collapse monitor; null for none.
         pretrained: a folder with ``encoder`` and ``predictor`` (an export, or imported weights) to start from, for a
             cool-down or for other data; their sizes must be those of the config.
+        context_loss: loss of the visible tokens (V-JEPA 2.1), of a predictor with ``predict_context``; null for none.
+        image_mask_samplers: samplers for images among videos (``data.stills``), where the encoder has
+            ``modality_embeddings`` and embeds them as clips of one frame (V-JEPA 2.1); null takes ``mask_samplers``.
+            Without ``modality_embeddings``, images are clips of equal frames (V-JEPA 2).
 
     Raises:
         ValueError: the networks do not fit each other, or the pretrained weights do not fit them.
@@ -102,9 +110,11 @@ class VJEPAModule(TrainingModule):
         augmentation: RandomResizedCrop | None = None,
         monitor: CollapseMonitor | None = CollapseMonitor(),  # noqa: B008 (never modified)
         pretrained: str | None = None,
+        context_loss: ContextLossConfig | None = None,
+        image_mask_samplers: list[MaskSampler] | None = None,
     ) -> None:
         super().__init__()
-        check_vjepa_networks(encoder, predictor, mask_samplers)
+        check_vjepa_networks(encoder, predictor, mask_samplers, context_loss)
         if pretrained is not None:
             load_pretrained_networks(pretrained, {"encoder": encoder, "predictor": predictor})
         self.encoder = encoder
@@ -117,6 +127,8 @@ class VJEPAModule(TrainingModule):
         self.augmentation = augmentation
         self.target_encoder = None if momentum is None else copy.deepcopy(encoder).requires_grad_(False)
         self.monitor = monitor
+        self.context_loss = context_loss
+        self.image_mask_samplers = image_mask_samplers
         self.baseline = CollapseBaseline()
         self._monitored_frames: Tensor | None = None
         self._previous_features: Tensor | None = None
@@ -124,23 +136,28 @@ class VJEPAModule(TrainingModule):
 
     def forward(self, batch: MaskedClips) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch, and values to log."""
-        assert batch.masks is not None
         video = self._augmented_video(batch)
+        if batch.videos is None or batch.images is None:
+            assert batch.masks is not None
+            return self._clip_losses(video, batch.masks)
+        videos, logs = self._clip_losses(video[batch.videos.rows], batch.videos.masks)
+        images, image_logs = self._clip_losses(video[batch.images.rows, :1], batch.images.masks)
+        shares = batch.videos.share, batch.images.share
+        return shares[0] * videos + shares[1] * images, {
+            name: shares[0] * value + shares[1] * image_logs[name] for name, value in logs.items()
+        }
+
+    def _clip_losses(self, video: Tensor, masks: list[TokenMask]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of clips of one length, float [b, t, 3, h, w], and values to log."""
         targets, clip_tokens = self._targets(video)
-        losses, contexts = [], []
-        for number, mask in enumerate(batch.masks):
-            context = self.encoder(video, mask.context_indices)
-            contexts.append((context, mask.context_indices))
-            mask_token_index = number % self.predictor.config.num_mask_tokens
-            for target_indices in mask.target_indices:
-                predictions = self.predictor(
-                    context, mask.context_indices, target_indices, mask_token_index, video.shape[1]
-                )
-                losses.append((at_least_float32(predictions) - gather_tokens(targets, target_indices)).abs().mean())
-        loss = torch.stack(losses).mean()
+        losses = masked_prediction_losses(self.encoder, self.predictor, video, targets, masks, self.context_loss)
+        loss = losses.hidden
         logs = {"prediction_loss": loss.detach()}
+        if losses.context is not None and self.context_loss is not None:
+            loss = loss + self.context_loss.weight_at(self.global_step, video.shape[1]) * losses.context
+            logs["context_loss"] = losses.context.detach()
         if self.regularizer is not None:
-            tokens = contexts if clip_tokens is None else [(clip_tokens, self._all_token_indices(clip_tokens))]
+            tokens = losses.visible if clip_tokens is None else [(clip_tokens, self._all_token_indices(clip_tokens))]
             samples = [subtract_position_mean(x, indices, targets.shape[1]) for x, indices in tokens]
             regularization_loss, regularization_logs = self.regularizer(torch.cat(samples))
             loss = loss + regularization_loss
@@ -153,12 +170,13 @@ class VJEPAModule(TrainingModule):
         return loss, logs
 
     def _targets(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Layer-normed features of whole clips [b, n, d], and the encoder's tokens if there is no target encoder."""
+        """Normalized features of whole clips [b, n, l d], and the encoder's tokens if there is no target encoder."""
+        levels = self.predictor.config.num_feature_layers
         if self.target_encoder is None:
-            clip_tokens = self.encoder(video)
-            return normalize_features(clip_tokens), clip_tokens
+            features = encode_levels(self.encoder, video, levels)
+            return normalize_levels(features, levels), features[..., -self.encoder.width :]
         with torch.no_grad():
-            return normalize_features(self.target_encoder(video)), None
+            return normalize_levels(encode_levels(self.target_encoder, video, levels), levels), None
 
     def _all_token_indices(self, tokens: Tensor) -> Tensor:
         return torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
@@ -179,14 +197,27 @@ class VJEPAModule(TrainingModule):
     def sample_masks(self, batch: ClipBatch) -> MaskedClips:
         """Add masks, a function of the seeds of the clips, to a batch."""
         assert batch.seed is not None
-        grid = self.encoder.grid(batch.frames.shape[1])
+        grid, seeds = self.encoder.grid(batch.frames.shape[1]), batch.seed
+        if batch.still is None or not self.encoder.config.modality_embeddings:
+            return MaskedClips(**vars(batch), masks=self._sample(self.mask_samplers, seeds, grid))
+        if self.regularizer is not None or self.motion is not None:
+            raise ValueError(
+                "images that the encoder embeds apart from videos (encoder.modality_embeddings) cannot be mixed with "
+                "model.regularizer or model.motion: set both to null, or modality_embeddings to false"
+            )
+        videos, images, share = split_stills(batch.still)
+        image_samplers = self.mask_samplers if self.image_mask_samplers is None else self.image_mask_samplers
+        image_masks = self._sample(image_samplers, seeds[images], self.encoder.grid(1))
+        return MaskedClips(
+            **vars(batch),
+            videos=MaskedPart(videos, self._sample(self.mask_samplers, seeds[videos], grid), 1 - share),
+            images=MaskedPart(images, image_masks, share),
+        )
+
+    def _sample(self, samplers: list[MaskSampler], seed: Tensor, grid: TokenGrid) -> list[TokenMask]:
         # In training, one of the step: every process has blocks of the same size, whichever clips are its own.
-        step = torch.tensor([(self._draw_seed << 32) + self.global_step]) if self.training else batch.seed[:1]
-        masks = [
-            sampler.sample(batch.seed + number, grid, step + number)
-            for number, sampler in enumerate(self.mask_samplers)
-        ]
-        return MaskedClips(**vars(batch), masks=masks)
+        step = torch.tensor([(self._draw_seed << 32) + self.global_step]) if self.training else seed[:1]
+        return [sampler.sample(seed + number, grid, step + number) for number, sampler in enumerate(samplers)]
 
     def training_step(self, batch: MaskedClips, index: int) -> Tensor:
         """Lightning's hook; also monitor the representations at intervals."""
@@ -264,7 +295,10 @@ class VJEPAModule(TrainingModule):
 
     def count_tokens(self, batch: ClipBatch) -> int:
         """See ``TrainingModule``: tokens of whole clips, of which the encoder reads a part."""
-        return len(batch.frames) * self.encoder.num_tokens(batch.frames.shape[1])
+        tokens = self.encoder.num_tokens(batch.frames.shape[1])
+        if isinstance(batch, MaskedClips) and batch.videos is not None and batch.images is not None:
+            return len(batch.videos.rows) * tokens + len(batch.images.rows) * self.encoder.num_tokens(1)
+        return len(batch.frames) * tokens
 
     def networks(self) -> dict[str, nn.Module]:
         """See ``TrainingModule.networks``."""
@@ -281,16 +315,6 @@ class VJEPAModule(TrainingModule):
 
 class CollapseWarning(UserWarning):
     """Warning that the representations are collapsing."""
-
-
-def normalize_features(features: Tensor) -> Tensor:
-    """Apply layer norm without learned weights to features [..., d]."""
-    return F.layer_norm(at_least_float32(features), features.shape[-1:])
-
-
-def gather_tokens(tokens: Tensor, token_indices: Tensor) -> Tensor:
-    """Select tokens [b, n, d] by their indices, int64 [b, m]: [b, m, d]."""
-    return tokens.gather(1, token_indices[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def subtract_position_mean(tokens: Tensor, token_indices: Tensor, num_positions: int) -> Tensor:
@@ -314,7 +338,10 @@ def update_target_encoder(target: nn.Module, source: nn.Module, momentum: float)
 
 
 def check_vjepa_networks(
-    encoder: VideoEncoder, predictor: MaskedPredictor, mask_samplers: Sequence[MaskSampler]
+    encoder: VideoEncoder,
+    predictor: MaskedPredictor,
+    mask_samplers: Sequence[MaskSampler],
+    context_loss: ContextLossConfig | None = None,
 ) -> None:
     """Raise ValueError if the networks do not fit each other, naming both values."""
     if not mask_samplers:
@@ -327,6 +354,22 @@ def check_vjepa_networks(
         raise ValueError(
             f"predictor.encoder_width={predictor.config.encoder_width} but encoder.width={encoder.config.width}: "
             "set them equal"
+        )
+    levels, layers = predictor.config.num_feature_layers, list(encoder.config.feature_layers)
+    if levels not in (1, len(layers) + 1):
+        raise ValueError(
+            f"predictor.num_feature_layers={levels}, but the encoder has {len(layers) + 1} layers of features "
+            f"(feature_layers={layers} and the last one): set 1 or {len(layers) + 1}"
+        )
+    if predictor.config.output_width not in (None, encoder.config.width):
+        raise ValueError(
+            f"predictor.output_width={predictor.config.output_width} but the targets have encoder.width="
+            f"{encoder.config.width}: set predictor.output_width to null"
+        )
+    if predictor.config.predict_context != (context_loss is not None):
+        raise ValueError(
+            f"predictor.predict_context={predictor.config.predict_context}, and context_loss is "
+            f"{'missing' if context_loss is None else 'set'}: a loss of the visible tokens needs both"
         )
 
 

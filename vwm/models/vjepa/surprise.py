@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vwm.core.components import ComponentError, load_component
 from vwm.core.frames import frames_to_float
+from vwm.models.vjepa.masked_prediction import encode_levels, feature_errors, gather_tokens, normalize_levels
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
-from vwm.models.vjepa.module import gather_tokens, normalize_features
 from vwm.models.vjepa.video_encoder import VideoEncoder
 
 
@@ -59,14 +59,16 @@ class VJEPASurprise:
         """Score videos, uint8 [b, t, h, w, 3] -> [b, windows]: the mean L1 distance of layer-normed features."""
         video = frames_to_float(frames.to(self.encoder.device))
         t, h, w = self.encoder.grid()
+        levels = self.predictor.config.num_feature_layers
         tokens = torch.arange(t * h * w, device=video.device).expand(len(video), -1)
         visible, hidden = tokens.tensor_split([self.context // self.encoder.tubelet * h * w], dim=1)
         distances = []
         for end in self.frame_times(video.shape[1]):
             window = video[:, end + 1 - self.encoder.frames : end + 1]
-            predicted = self.predictor(self.encoder(window, visible), visible, hidden, self.mask_token)
-            true = gather_tokens(normalize_features(self.encoder(window)), hidden)
-            distances.append((predicted.float() - true).abs().mean(dim=(1, 2)))
+            seen = encode_levels(self.encoder, window, levels, visible)
+            predicted = self.predictor(seen, visible, hidden, self.mask_token)
+            true = gather_tokens(normalize_levels(encode_levels(self.encoder, window, levels), levels), hidden)
+            distances.append(feature_errors(predicted, true).mean(dim=1))
         return torch.stack(distances, dim=1)
 
 
