@@ -30,13 +30,17 @@ from vwm.data.shards import ShardWriter
 from vwm.data.video_episodes import resize_and_crop
 from vwm.data.workers import run_jobs
 
-ImportKind = Literal["lerobot", "minari", "hdf5", "npz"]
+ImportKind = Literal["lerobot", "minari", "hdf5", "npz", "images", "diamond", "webdataset", "rocket-science"]
 
 _SOURCES = {
     "lerobot": "vwm.data.importers.lerobot:LeRobotSource",
     "minari": "vwm.data.importers.minari:MinariSource",
     "hdf5": "vwm.data.importers.hdf5:Hdf5Source",
     "npz": "vwm.data.importers.npz:NpzSource",
+    "images": "vwm.data.importers.images:ImagesSource",
+    "diamond": "vwm.data.importers.diamond:DiamondSource",
+    "webdataset": "vwm.data.importers.webdataset:WebDatasetSource",
+    "rocket-science": "vwm.data.importers.rocket_science:RocketScienceSource",
 }
 
 
@@ -61,7 +65,9 @@ def import_dataset(
 
     Args:
         kind: format of the data set: lerobot (versions 2.0 to 3.0), minari (stored as HDF5), hdf5 (a file of
-            robomimic's or D4RL's layout), npz (a file or a folder of files of frames, actions, rewards, ends).
+            robomimic's or D4RL's layout), npz (a file or a folder of files of frames, actions, rewards, ends), images
+            (folders of frames, animated GIF, WebP and PNG files), diamond (its .pt files), webdataset (tars of `vwm
+            convert webdataset`), rocket-science (a split of kyutai's).
         source: folder or file of the data set.
         out: folder for the shards.
         cameras: cameras whose pictures are put side by side; may be left out where there is one.
@@ -162,6 +168,7 @@ def _import_shard(settings: ImportSettings, out: Path, bounds: ActionBounds | No
     """Write a shard; nothing is written where none of its episodes can be read."""
     result = ImportShard(shard.name, shard.sources, done=True)
     opened = open_source(settings.kind, Path(settings.source))  # type: ignore[arg-type]
+    opened.use(settings.cameras)
     with contextlib.ExitStack() as stack:
         writer: ShardWriter | None = None
         for number, name in enumerate(shard.sources):
@@ -227,12 +234,18 @@ def _cut(
 def _join_cameras(settings: ImportSettings, found: SourceEpisode, widths: list[int]) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames of all cameras side by side, each resized; sets ``widths`` to how wide each camera is."""
     views = [found.iterate_frames(camera) for camera in settings.cameras]
-    for pictures in itertools.zip_longest(*views):
+    first: tuple[int, ...] = ()
+    for number, pictures in enumerate(itertools.zip_longest(*views)):
         if any(picture is None for picture in pictures):
             raise ValueError("its cameras have different numbers of frames")
         resized = [resize_and_crop(picture, settings.height, settings.width) for picture in pictures]
         if len({picture.shape[0] for picture in resized}) > 1:
             sizes = ", ".join(f"{p.shape[1]}x{p.shape[0]}" for p in resized)
             raise ValueError(f"its cameras have frames of different heights ({sizes}): give --size to resize them")
-        widths[:] = [picture.shape[1] for picture in resized]
-        yield np.concatenate(resized, axis=1)
+        widths[:] = widths or [picture.shape[1] for picture in resized]
+        frame = np.concatenate(resized, axis=1)
+        first = first or frame.shape
+        if frame.shape != first:
+            now, before = (f"{width}x{height}" for height, width, _ in (frame.shape, first))
+            raise ValueError(f"frame {number} is {now}, the first one {before}: give --size to resize them")
+        yield frame

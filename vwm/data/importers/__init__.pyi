@@ -1,7 +1,13 @@
+from .diamond import DiamondSource as DiamondSource
 from .hdf5 import Hdf5Source as Hdf5Source
+from .images import ImagesSource as ImagesSource
 from .lerobot import LeRobotSource as LeRobotSource
 from .minari import MinariSource as MinariSource
 from .npz import NpzSource as NpzSource
+from .pictures import EncodedPictures as EncodedPictures
+from .rocket_science import RocketScienceSource as RocketScienceSource
 from .source import ActionBounds as ActionBounds
 from .source import EpisodeSource as EpisodeSource
 from .source import SourceEpisode as SourceEpisode
+from .tar_members import TarMembers as TarMembers
+from .webdataset import WebDatasetSource as WebDatasetSource

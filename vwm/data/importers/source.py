@@ -91,6 +91,10 @@ class EpisodeSource(ABC):
     action_names: tuple[str, ...] = ()
     state_names: tuple[str, ...] = ()
 
+    def use(self, cameras: tuple[str, ...]) -> None:
+        """Take the choice of cameras, before ``read``: some data sets have actions of their own for each."""
+        return None
+
     @abstractmethod
     def episode_names(self) -> list[str]:
         """Return the names of all episodes, in order; those of earlier episodes stay when others are added."""

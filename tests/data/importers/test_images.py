@@ -1,0 +1,96 @@
+"""Folders of frames and animated files, written by Pillow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawer_episodes import LENGTHS, check_frames, grey_frames, states
+from PIL import Image
+from shard_contents import read_shards
+
+from vwm.data.importing import import_dataset
+
+
+def pictures(number: int) -> list[Image.Image]:
+    return [Image.fromarray(frame) for frame in grey_frames(number)]
+
+
+def write_folder(folder: Path, number: int, extension: str = "png") -> None:
+    folder.mkdir(parents=True)
+    for t, picture in enumerate(pictures(number)):
+        picture.save(folder / f"frame{t + 8}.{extension}")  # 9 comes before 10
+
+
+def run(source: Path, out: Path, **others: int) -> None:
+    import_dataset("images", source, out, workers=0, **others)
+
+
+def test_folders_of_frames_with_actions_beside_them(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in" / "episode2", 0)
+    write_folder(tmp_path / "in" / "deep" / "episode10", 1, "jpg")
+    np.save(tmp_path / "in" / "episode2.actions.npy", np.arange(LENGTHS[0]))
+    rows = [f"{t % 2},{t / 10}" for t in range(LENGTHS[1])]
+    (tmp_path / "in" / "deep" / "episode10.actions.csv").write_text(
+        "\n".join(["keys:pad.left,axes:wheel.steer", *rows])
+    )
+    import_dataset("images", tmp_path / "in", tmp_path / "out", fps=12, workers=0)
+    (second, meta_second), (first, meta_first) = read_shards(tmp_path / "out")
+    assert [meta_second["source"], meta_first["source"]] == ["deep/episode10", "episode2"]
+    check_frames(first["frames"], 0)
+    check_frames(second["frames"], 1, 1)
+    np.testing.assert_array_equal(first["actions"], np.arange(LENGTHS[0]))
+    np.testing.assert_allclose(second["actions"][:, 1], states(1)[:, 1] / 10)
+    np.testing.assert_array_equal(second["actions"][:, 0], [0, 1, 0, 1])
+    assert [part["kind"] for part in meta_second["action_parts"]] == ["keys", "axes"]
+    assert meta_first["fps"] == meta_second["fps"] == 12
+
+
+@pytest.mark.parametrize("extension", ["gif", "webp", "png"])
+def test_animations_have_the_time_of_their_frames(tmp_path: Path, extension: str) -> None:
+    first, *others = pictures(0)
+    first.save(tmp_path / f"walk.{extension}", save_all=True, append_images=others, duration=40, lossless=True)
+    np.save(tmp_path / "walk.actions.npy", np.arange(LENGTHS[0]))
+    run(tmp_path, tmp_path / "out")
+    ((arrays, meta),) = read_shards(tmp_path / "out")
+    check_frames(arrays["frames"], 0, 1)
+    np.testing.assert_array_equal(arrays["actions"], np.arange(LENGTHS[0]))
+    assert meta["fps"] == 25 and meta["source"] == f"walk.{extension}"
+
+
+def test_equal_frames_that_a_writer_joined_are_several_again(tmp_path: Path) -> None:
+    first, *others = pictures(1)
+    first.save(tmp_path / "walk.gif", save_all=True, append_images=[others[0]] * 3 + others[1:], duration=100)
+    with Image.open(tmp_path / "walk.gif") as stored:
+        assert stored.n_frames == 4  # type: ignore[attr-defined]
+    run(tmp_path / "walk.gif", tmp_path / "out")
+    ((arrays, meta),) = read_shards(tmp_path / "out")
+    np.testing.assert_allclose(arrays["frames"].mean((1, 2, 3)), [60, 70, 70, 70, 80, 90], atol=1)
+    assert meta["fps"] == 10
+
+
+def test_broken_episodes_are_named_and_the_others_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in"
+    for name in ("good", "cut", "sizes", "depth", "actions", "still"):
+        write_folder(source / name, 0)
+    content = (source / "cut" / "frame9.png").read_bytes()
+    (source / "cut" / "frame9.png").write_bytes(content[:60])
+    Image.new("RGB", (24, 16)).save(source / "sizes" / "frame10.png")
+    Image.fromarray(np.full((16, 16), 3_000, np.uint16)).save(source / "depth" / "frame8.png")
+    np.save(source / "actions.actions.npy", np.arange(4))
+    for file in list((source / "still").iterdir())[1:]:
+        file.unlink()
+    (source / "text.gif").write_text("no animation")
+    run(source, tmp_path / "out")
+    text = capsys.readouterr().out
+    assert "skipped (6):" in text
+    assert "  actions: has 4 actions for 6 frames\n" in text
+    assert "  cut: frame9.png: cannot be decoded as a picture (" in text
+    assert "  depth: frame8.png: cannot be decoded as a picture (has levels of more than 8 bits (mode I;16)" in text
+    assert "  sizes: frame 2 is 24x16, the first one 16x16: give --size to resize them" in text
+    assert "  still: has fewer than 2 frames" in text
+    assert "  text.gif: cannot be decoded as an animation (" in text
+    assert [meta["source"] for _, meta in read_shards(tmp_path / "out")] == ["good"]
+    with pytest.raises(ValueError, match="has no folder of pictures and no animated"):
+        run(tmp_path / "out", tmp_path / "other")
