@@ -30,7 +30,7 @@ from vwm.data.shards import ShardWriter
 from vwm.data.video_episodes import resize_and_crop
 from vwm.data.workers import run_jobs
 
-ImportKind = Literal["lerobot", "minari", "hdf5", "npz", "images", "diamond", "webdataset", "rocket-science"]
+ImportKind = Literal["lerobot", "minari", "hdf5", "npz", "images", "diamond", "webdataset", "rocket-science", "rlds"]
 
 _SOURCES = {
     "lerobot": "vwm.data.importers.lerobot:LeRobotSource",
@@ -40,6 +40,7 @@ _SOURCES = {
     "images": "vwm.data.importers.images:ImagesSource",
     "diamond": "vwm.data.importers.diamond:DiamondSource",
     "webdataset": "vwm.data.importers.webdataset:WebDatasetSource",
+    "rlds": "vwm.data.importers.rlds:RldsSource",
     "rocket-science": "vwm.data.importers.rocket_science:RocketScienceSource",
 }
 
@@ -67,7 +68,8 @@ def import_dataset(
         kind: format of the data set: lerobot (versions 2.0 to 3.0), minari (stored as HDF5), hdf5 (a file of
             robomimic's or D4RL's layout), npz (a file or a folder of files of frames, actions, rewards, ends), images
             (folders of frames, animated GIF, WebP and PNG files), diamond (its .pt files), webdataset (tars of `vwm
-            convert webdataset`), rocket-science (a split of kyutai's).
+            convert webdataset`), rocket-science (a split of kyutai's), rlds (Open
+            X-Embodiment, as TensorFlow Datasets stores it).
         source: folder or file of the data set.
         out: folder for the shards.
         cameras: cameras whose pictures are put side by side; may be left out where there is one.

@@ -5,6 +5,7 @@ from .lerobot import LeRobotSource as LeRobotSource
 from .minari import MinariSource as MinariSource
 from .npz import NpzSource as NpzSource
 from .pictures import EncodedPictures as EncodedPictures
+from .rlds import RldsSource as RldsSource
 from .rocket_science import RocketScienceSource as RocketScienceSource
 from .source import ActionBounds as ActionBounds
 from .source import EpisodeSource as EpisodeSource
