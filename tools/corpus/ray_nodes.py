@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from disturbed import POLL_SECONDS, descendants, start_ingest
 
 PORT = 26379
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds in which a node must have started."""
 
 
@@ -26,6 +27,7 @@ class RayNodes:
     """
 
     def __init__(self, folder: Path, nodes: int) -> None:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # for nodes and the command
         self.folder = folder
         self.address = f"127.0.0.1:{PORT}"
         self.head = self._start("head", "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false")

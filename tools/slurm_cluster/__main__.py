@@ -38,6 +38,7 @@ ENDS = ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "CANCELLED")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4, help="steps before each fault")
+    parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder by default")
     options = parser.parse_args()
     check_rights()
@@ -50,7 +51,8 @@ def main() -> None:
     cluster.environment |= environment() | {"PATH": f"{Path(sys.executable).parent}:{environment()['PATH']}"}
     try:
         cluster.start()
-        for job in (TorchrunJob(cluster, folder / "torchrun", config), SrunJob(cluster, folder / "srun", config)):
+        for name in options.jobs:
+            job = JOBS[name](cluster, folder / name, config)
             print(
                 f"\n{job.title}\n\n| what happens | at step | state of the job | goes on after | processes | seconds |"
             )
@@ -190,12 +192,16 @@ class SrunJob(Job):
 
     def start(self) -> None:
         """Submit one task a node."""
+        self.cluster.environment["MASTER_ADDR"] = "127.0.0.1"  # the nodes' names are no hosts' names
         for name in self.cluster.names:
             if self.cluster.run("sinfo", "--noheader", "--Node", "--format=%T", f"--nodes={name}").split()[0] != "idle":
                 self.cluster.boot(name)
         fit = f"srun vwm fit -c {self.config} --run {self.run} --trainer.num_nodes 3 --trainer.strategy ddp"
         options = ("--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=8", "--signal=USR1@30", "--open-mode=append")
         self.submit(*options, "--requeue", f"--wrap={fit}")
+
+
+JOBS: dict[str, type[TorchrunJob | SrunJob]] = {"torchrun": TorchrunJob, "srun": SrunJob}
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def run_ray_jobs(
     if not jobs:
         return
     ray = connect_ray(address, workers)
-    attempts = ray.remote(num_cpus=0, max_restarts=-1)(_Attempts).remote()
+    attempts = _start_counting(ray)
     rows = [{"number": number, "job": pickle.dumps(job)} for number, job in enumerate(jobs)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     if keeps_state:
@@ -75,6 +75,15 @@ def run_ray_jobs(
             f"{len(lost)} of {len(jobs)} jobs were given up: their workers died {ATTEMPTS} times ({named}). "
             "Finished jobs are kept: run the command again with --engine local --workers 0 to see where it crashes"
         )
+
+
+def _start_counting(ray: Any) -> Any:
+    """Return an actor that counts attempts, on the machine of this command: one that fails must not end all jobs."""
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return ray.remote(**options)(_Attempts).remote()
 
 
 class _Attempts:
@@ -126,9 +135,12 @@ def connect_ray(address: str | None, workers: int) -> Any:
     if address is not None:
         _check_reachable(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Errors of tasks that nobody waits for are Ray's own, such as those of its statistics where a machine fails.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
         import ray
         import ray.data
+        import ray.util.scheduling_strategies
     except ImportError as error:
         raise ImportError(f"--engine ray needs Ray ({error}): pip install 'vwm[ray]'") from error
     if not ray.is_initialized():
