@@ -71,3 +71,24 @@ def published_weights() -> dict[str, torch.Tensor]:
         weights[f"module.{name}.weight"] = random(*size, seed=seed) / math.sqrt(size[-1] if len(size) > 1 else 1)
         weights[f"module.{name}.bias"] = random(size[0], seed=100 + seed)
     return weights
+
+
+def published_ac_checkpoint(patch_size: int = 128) -> dict[str, object]:
+    """A checkpoint in the layout of ``vjepa2-ac-vitg.pt``, narrow and with few and large patches."""
+    torch.manual_seed(0)
+    network = enlarge(
+        VideoEncoder(image_size=(256, 256), patch_size=patch_size, frames=64, width=192, depth=1, heads=3)
+    )
+    width, sizes = 96, {"predictor_embed": (96, 192), "predictor_proj": (192, 96), "predictor_norm": (96,)}
+    sizes |= {"action_encoder": (width, 7), "state_encoder": (width, 7), "extrinsics_encoder": (width, 6)}
+    sizes |= {"predictor_blocks.0.norm1": (width,), "predictor_blocks.0.norm2": (width,)}
+    sizes |= {"predictor_blocks.0.attn.qkv": (3 * width, width), "predictor_blocks.0.attn.proj": (width, width)}
+    sizes |= {"predictor_blocks.0.mlp.fc1": (4 * width, width), "predictor_blocks.0.mlp.fc2": (width, 4 * width)}
+    weights = {}
+    for seed, (name, size) in enumerate(sizes.items()):
+        weights[f"module.{name}.weight"] = random(*size, seed=seed).float() / math.sqrt(
+            size[-1] if len(size) > 1 else 1
+        )
+        weights[f"module.{name}.bias"] = random(size[0], seed=100 + seed).float()
+    encoder_weights = {f"module.backbone.{name}": weight for name, weight in network.float().state_dict().items()}
+    return {"encoder": encoder_weights, "target_encoder": encoder_weights, "predictor": weights, "epoch": 315}

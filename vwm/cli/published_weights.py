@@ -161,11 +161,12 @@ PUBLISHED_WEIGHTS = (
     PublishedWeights(
         name="V-JEPA 2-AC",
         layout="official checkpoint (.pt)",
-        kind="encoder, and dynamics of robot actions",
+        kind="world of robot arms, in representation space",
         parameters="1B and 300M",
         license="MIT",
         example="",
-        loads_with=_IMPORT.format("FILE"),
+        loads_with=_WORLD.format("vjepa"),
+        limits="no images: for planning; tools/import_vjepa.py gives its networks for training",
     ),
     PublishedWeights(
         name="Oasis 500M",

@@ -24,6 +24,7 @@ from .capabilities import MeasuresTransitionLoss as MeasuresTransitionLoss
 from .capabilities import ObservesFrames as ObservesFrames
 from .capabilities import ProvidesFeatures as ProvidesFeatures
 from .capabilities import ReconstructsFrames as ReconstructsFrames
+from .capabilities import TakesProprioception as TakesProprioception
 from .captured_steps import CUDAGraphs as CUDAGraphs
 from .captured_steps import CaptureBackend as CaptureBackend
 from .captured_steps import CapturedSteps as CapturedSteps

@@ -82,6 +82,23 @@ class ReconstructsFrames(Protocol):
 
 
 @runtime_checkable
+class TakesProprioception(Protocol):
+    """A simulator whose networks may take the proprioception of a frame: positions of joints, or a gripper's pose."""
+
+    def with_proprioception(self, state: State, proprioception: Tensor) -> State:
+        """Return a state in which the proprioception of the present frame is known.
+
+        Args:
+            state: as ``reset`` or ``step`` returned it; it is not changed.
+            proprioception: float [b, s].
+
+        Raises:
+            ValueError: the simulator's networks take none, or one of another size.
+        """
+        ...
+
+
+@runtime_checkable
 class InfersActions(Protocol):
     """A simulator that can infer its latent actions from video, where ``num_latent_actions`` is above 0."""
 

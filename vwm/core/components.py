@@ -135,6 +135,8 @@ def _check_weights(folder: Path, kind: type[ModelMixin]) -> None:
         ComponentError: other names, shapes or types than those of the network that the config describes.
     """
     stored = _read_weight_headers(folder)
+    if not stored and not _has_no_weights(folder, kind):
+        raise ComponentError(f"{folder}: has no weights (*.safetensors)")
     expected = _expected_weights(folder, kind, len(stored))
     for name in sorted(expected.keys() & stored.keys()):
         weight, (shape, type_name) = expected[name], stored[name]
@@ -158,9 +160,15 @@ def _read_weight_headers(folder: Path) -> dict[str, tuple[list[int], str]]:
                     found[name] = (part.get_shape(), part.get_dtype())
         except (SafetensorError, OSError) as error:
             raise ComponentError(f"{file}: not a safetensors file ({error})") from error
-    if not found:
-        raise ComponentError(f"{folder}: has no weights (*.safetensors)")
     return found
+
+
+def _has_no_weights(folder: Path, kind: type[ModelMixin]) -> bool:
+    """Whether a config describes a network without weights, such as a projector that only normalizes."""
+    try:
+        return not _expected_weights(folder, kind, count=0)
+    except ComponentError:
+        return False
 
 
 def _expected_weights(folder: Path, kind: type[ModelMixin], count: int) -> dict[str, torch.Tensor]:

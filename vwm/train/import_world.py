@@ -41,7 +41,7 @@ def import_world(
 
     Args:
         kind: the family of the world, such as oasis.
-        source: folder with the published files.
+        source: folder with the published files, or the file of a world that has one.
         out: folder of the bundle.
         variant: which of several worlds, where a family has several.
         starts: images and videos to start from, or folders of them; they are resized to the world's frames. Without
@@ -65,7 +65,7 @@ def import_world(
     card = with_front_matter(world_card(simulator, found.origin), card_metadata(simulator, found.license))
     save_simulator(simulator, out, card, float16)
     print(f"license of the weights: {found.license}. {found.origin}")
-    print_output(out, "a world", format_command("play", out))
+    print_output(out, "a world", format_command("play", out) if simulator.spec.observation.is_image else None)
 
 
 def read_start_files(paths: list[Path], frames: int, image_size: tuple[int, int]) -> Tensor:

@@ -101,7 +101,8 @@ class ActionConditionedJEPAModule(TrainingModule):
 
     Raises:
         ValueError: a value is out of range, or the networks do not fit each other.
-        ComponentError: the pretrained dynamics have other settings, apart from ``window``.
+        ComponentError: the pretrained dynamics have other settings, apart from ``window`` and
+            ``proprioception_update``.
     """
 
     whole_clips = "its rollouts feed back frame by frame"
@@ -143,7 +144,9 @@ class ActionConditionedJEPAModule(TrainingModule):
         if self.encoder_frozen and anti_collapse is not None and not list(projector.parameters()):
             raise ValueError("a frozen encoder cannot collapse: set anti_collapse to null")
         if pretrained is not None:
-            load_pretrained_weights(dynamics, find_folder(pretrained) / "dynamics", settings=("window",))
+            load_pretrained_weights(
+                dynamics, find_folder(pretrained) / "dynamics", settings=("window", "proprioception_update")
+            )
         self.projector = projector
         self.dynamics = dynamics
         self.decoder = decoder

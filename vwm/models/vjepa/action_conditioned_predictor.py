@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
+from vwm.models.vjepa.end_effector import POSE_SIZE, move_end_effector
 from vwm.models.vjepa.frame_causal_vit import FrameCausalViT
 from vwm.models.vjepa.vit_block import init_vit_weights
 from vwm.nn.actions import make_action_embedding
@@ -33,6 +34,8 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         num_actions, action_dims, action_parts: discrete, continuous or composite actions; see
             ``vwm.nn.actions.make_action_embedding``.
         proprioception_dims: s, size of the proprioceptive state of each frame; 0 for none.
+        proprioception_update: how a simulation knows the proprioception of the frames that it predicts: ``"none"``, it
+            does not; or ``"end_effector"``, actions move a pose, see ``move_end_effector`` (V-JEPA 2-AC).
         allow_unknown_actions: learn an embedding for unknown or hidden actions.
         action_conditioning: ``"token"``, an additional token per frame (V-JEPA 2-AC), or ``"modulation"``, adaLN of
             every layer (LeWorldModel), which halves the number of tokens if a frame is one token.
@@ -49,8 +52,8 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         tiled_rope: for ``"vit"``, see ``PositionEncoding.tiled``.
 
     Raises:
-        ValueError: none of ``num_actions``, ``action_dims`` and ``action_parts`` is set; or ``layers`` do not
-            have a setting.
+        ValueError: none of ``num_actions``, ``action_dims`` and ``action_parts`` is set; or ``layers`` or
+            ``proprioception_update`` do not suit another setting.
     """
 
     @register_to_config
@@ -76,12 +79,19 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         mlp: Literal["swiglu", "gelu"] = "swiglu",
         layers: Literal["video", "vit"] = "video",
         tiled_rope: bool = False,
+        proprioception_update: Literal["none", "end_effector"] = "none",
     ) -> None:
         super().__init__()
         self.grid = (int(grid[0]), int(grid[1]))
         self.tokens = int(grid[0]) * int(grid[1])
         self.latent_width = latent_width
         self.proprioception_dims = proprioception_dims
+        self.moves_end_effector = proprioception_update == "end_effector"
+        if self.moves_end_effector and (proprioception_dims, action_dims) != (POSE_SIZE, POSE_SIZE):
+            raise ValueError(
+                f"dynamics.proprioception_update=end_effector needs poses and actions of {POSE_SIZE} numbers: set "
+                f"proprioception_dims={proprioception_dims} and action_dims={action_dims} to {POSE_SIZE}"
+            )
         self.residual = residual
         self.normalize_output = normalize_output
         modulated = action_conditioning == "modulation"
@@ -169,6 +179,18 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         x, condition = self._tokens(latents, actions, proprioception, known, proprioception_known)
         x, state = self.transformer.step(x, state, self.coordinates, condition)
         return state, self._predict(x, latents)
+
+    def next_proprioception(self, proprioception: Tensor, actions: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the proprioception after a step, and whether it is known: see ``proprioception_update``.
+
+        Args:
+            proprioception: float [b, s].
+            actions: [b] or [b, a].
+            known: bool [b].
+        """
+        if self.moves_end_effector:
+            return move_end_effector(proprioception, actions), known
+        return proprioception, torch.zeros_like(known)
 
     def _tokens(
         self,

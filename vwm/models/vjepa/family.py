@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vwm.core.components import COMPONENT_CONFIG_FILE
-from vwm.core.family import ExportedNetworks, ExportSettings, VideoSurprise, WorldFamily
+from vwm.core.family import ExportedNetworks, ExportSettings, PublishedWorld, VideoSurprise, WorldFamily
 from vwm.core.feature_extractor import FeatureExtractor
 from vwm.nn.actions import embedded_action_space
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from vwm.models.vjepa.simulator import VJEPAACSimulator
 
 
+ORIGIN = "Weights of V-JEPA 2-AC by Meta (arXiv 2506.09985), published at https://github.com/facebookresearch/vjepa2."
+
+
 class VJEPAFamily(WorldFamily):
     """Pretrained encoders with their masked predictor, and action-conditioned simulators in representation space."""
 
@@ -25,6 +28,7 @@ class VJEPAFamily(WorldFamily):
     simulator_class = "vwm.models.vjepa.VJEPAACSimulator"
     module_classes = ("vwm.models.vjepa.VJEPAModule", "vwm.models.vjepa.ActionConditionedJEPAModule")
     report = "latent_error"
+    published_files = "vjepa2-ac-vitg.pt, V-JEPA 2-AC"
 
     def export_networks(
         self, module: VJEPAModule | ActionConditionedJEPAModule, data: DataPath | None, average: bool
@@ -53,6 +57,14 @@ class VJEPAFamily(WorldFamily):
             actions=embedded_action_space(module.dynamics.embed_action, settings.recording),
             **settings.simulator_arguments(),
         )
+
+    def load_published(self, source: Path, variant: str = "") -> PublishedWorld:
+        """See ``WorldFamily.load_published``: V-JEPA 2-AC."""
+        from vwm.models.vjepa.published_world import load_vjepa2_ac
+
+        if variant:
+            raise ValueError(f"there is one V-JEPA 2-AC, and no variant {variant!r}: leave it out")
+        return PublishedWorld(load_vjepa2_ac(source), license="mit", origin=ORIGIN)
 
     def window(self, simulator: VJEPAACSimulator) -> int:
         """See ``WorldFamily.window``."""

@@ -24,6 +24,7 @@ from vwm.core.weight_mapping import (
 )
 from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
 from vwm.models.vjepa.attentive_probe import AttentiveClassifier
+from vwm.models.vjepa.end_effector import POSE_SIZE
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
 from vwm.models.vjepa.position_encoding import PositionEncoding, PositionEncodingType
 from vwm.models.vjepa.video_encoder import VideoEncoder
@@ -237,6 +238,7 @@ def _load_action_conditioned_predictor(
         mlp="swiglu" if "predictor_blocks.0.mlp.fc3.weight" in weights else "gelu",
         layers="vit",
         tiled_rope=encoder.config.tiled_rope,
+        proprioception_update="end_effector" if action_dims == POSE_SIZE else "none",
     )
     weights = {name: weight for name, weight in weights.items() if not name.startswith("extrinsics_encoder.")}
     weights["unknown_state"] = get_weight(weights, "state_encoder.bias", where, axes=1)

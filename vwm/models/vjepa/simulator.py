@@ -27,20 +27,25 @@ class VJEPAACState(NamedTuple):
         dynamics: keys and values of the frames before the present one.
         latent: float [b, n, D], the present frame.
         seed: int64 [b]; unused, since the model is deterministic.
+        proprioception: float [b, s], of the present frame.
+        proprioception_known: bool [b], False where it is unknown, and then 0.
     """
 
     dynamics: TransformerState
     latent: Tensor
     seed: Tensor
+    proprioception: Tensor
+    proprioception_known: Tensor
 
 
 class VJEPAACSimulator(NetworkSimulator):
     """An encoder and an action-conditioned predictor of its features: see ``Simulator``.
 
     ``latent`` of a step is the predicted representation, float [b, n, D]. The simulation is deterministic, and shows
-    images only with a decoder. It takes images only: a predictor that also takes proprioception receives it as
-    unknown. Where the actions of a context are not given, and the predictor has not learned unknown actions
-    (``allow_unknown_actions``), only the context's last frame is used.
+    images only with a decoder. It starts from images: a predictor that also takes proprioception receives it as
+    unknown unless ``with_proprioception`` gives that of the present frame. Where the actions of a context are not
+    given, and the predictor has not learned unknown actions (``allow_unknown_actions``), only the context's last frame
+    is used.
 
     Args:
         encoder: encodes each frame by itself.
@@ -100,17 +105,43 @@ class VJEPAACSimulator(NetworkSimulator):
         state = self.dynamics.init_state(batch)
         if frames > 1 and (actions is not None or self.dynamics.no_action is not None):
             state, _ = self.dynamics.step(state, latents[:, :-1], actions)
+        size = self.dynamics.proprioception_dims
         shown = self._decode_frame(latents[:, -1]) if self.decoder is not None else context[:, -1].to(self.device)
-        return VJEPAACState(state, latents[:, -1], world_seeds(seed, batch, self.device)), shown
+        return VJEPAACState(
+            dynamics=state,
+            latent=latents[:, -1],
+            seed=world_seeds(seed, batch, self.device),
+            proprioception=torch.zeros(batch, size, device=self.device),
+            proprioception_known=torch.zeros(batch, dtype=torch.bool, device=self.device),
+        ), shown
+
+    def with_proprioception(self, state: VJEPAACState, proprioception: Tensor) -> VJEPAACState:
+        """See ``TakesProprioception.with_proprioception``: later frames have it by ``proprioception_update``."""
+        size, batch = self.dynamics.proprioception_dims, len(state.seed)
+        if not size:
+            raise ValueError("these dynamics take no proprioception (proprioception_dims=0)")
+        if list(proprioception.shape) != [batch, size]:
+            raise ValueError(f"proprioception must be [{batch}, {size}], got {list(proprioception.shape)}")
+        values = proprioception.to(self.device, state.proprioception.dtype)
+        return state._replace(proprioception=values, proprioception_known=torch.ones_like(state.proprioception_known))
 
     def advance(self, state: VJEPAACState, action: Tensor, decode: bool) -> tuple[VJEPAACState, StepOutput]:
         """See ``NetworkSimulator.advance``."""
         batch = len(state.seed)
-        dynamics, predicted = self.dynamics.step(state.dynamics, state.latent[:, None], action[:, None])
+        pose, pose_known = state.proprioception, state.proprioception_known
+        takes_pose = self.dynamics.proprioception_dims > 0
+        dynamics, predicted = self.dynamics.step(
+            state.dynamics,
+            state.latent[:, None],
+            action[:, None],
+            pose[:, None] if takes_pose else None,
+            proprioception_known=pose_known[:, None] if takes_pose else None,
+        )
+        pose, pose_known = self.dynamics.next_proprioception(pose, action, pose_known)
         latent = predicted[:, 0].to(state.latent.dtype)
         zeros = torch.zeros(batch, device=self.device)
         frame = self._decode_frame(latent) if decode and self.decoder is not None else None
-        return VJEPAACState(dynamics, latent, state.seed), StepOutput(
+        return VJEPAACState(dynamics, latent, state.seed, pose, pose_known), StepOutput(
             frame=frame, latent=latent, reward=zeros, terminated=zeros.bool()
         )
 
