@@ -42,6 +42,7 @@ COMMANDS = {
             "vwm import lerobot aloha data/aloha --cameras top,wrist",
             "vwm import hdf5 lift/image.hdf5 data/lift --cameras agentview_image",
             "vwm import npz recordings data/mine --fps 15",
+            "vwm import lance pusht.lance data/pusht --cameras pixels --size 64",
         ),
     ),
     "convert": CLICommand(

@@ -61,6 +61,9 @@ from .shard_reading import read_episode_metadata as read_episode_metadata
 from .shards import ShardWriter as ShardWriter
 from .source_frame import SourceFrame as SourceFrame
 from .video import decode_frames as decode_frames
+from .video import iterate_frames as iterate_frames
+from .video import open_video as open_video
+from .video import probe_video as probe_video
 from .video_encoding import FrameEncoder as FrameEncoder
 from .video_encoding import encode_video as encode_video
 from .video_encoding import write_video as write_video

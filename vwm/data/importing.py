@@ -30,16 +30,20 @@ from vwm.data.shards import ShardWriter
 from vwm.data.video_episodes import resize_and_crop
 from vwm.data.workers import run_jobs
 
-ImportKind = Literal["lerobot", "minari", "hdf5", "npz", "images", "diamond", "webdataset", "rocket-science", "rlds"]
+ImportKind = Literal[
+    "lerobot", "minari", "hdf5", "npz", "images", "diamond", "jasmine", "lance", "webdataset", "rocket-science", "rlds"
+]
 
 _SOURCES = {
     "lerobot": "vwm.data.importers.lerobot:LeRobotSource",
-    "minari": "vwm.data.importers.minari:MinariSource",
+    "minari": "vwm.data.importers.minari:open_minari",
     "hdf5": "vwm.data.importers.hdf5:Hdf5Source",
     "npz": "vwm.data.importers.npz:NpzSource",
     "images": "vwm.data.importers.images:ImagesSource",
     "diamond": "vwm.data.importers.diamond:DiamondSource",
     "webdataset": "vwm.data.importers.webdataset:WebDatasetSource",
+    "jasmine": "vwm.data.importers.jasmine:JasmineSource",
+    "lance": "vwm.data.importers.lance:LanceSource",
     "rlds": "vwm.data.importers.rlds:RldsSource",
     "rocket-science": "vwm.data.importers.rocket_science:RocketScienceSource",
 }
@@ -65,11 +69,11 @@ def import_dataset(
     out and listed.
 
     Args:
-        kind: format of the data set: lerobot (versions 2.0 to 3.0), minari (stored as HDF5), hdf5 (a file of
-            robomimic's or D4RL's layout), npz (a file or a folder of files of frames, actions, rewards, ends), images
-            (folders of frames, animated GIF, WebP and PNG files), diamond (its .pt files), webdataset (tars of `vwm
-            convert webdataset`), rocket-science (a split of kyutai's), rlds (Open
-            X-Embodiment, as TensorFlow Datasets stores it).
+        kind: format of the data set: lerobot (versions 2.0 to 3.0), minari, hdf5 (a file of robomimic's or D4RL's
+            layout), npz (a file or a folder of files of frames, actions, rewards, ends), images (folders of frames,
+            animated GIF, WebP and PNG files), diamond (its .pt files), jasmine (its array_record files), lance (tables
+            of stable-worldmodel), webdataset (tars of `vwm convert webdataset`), rocket-science (a split of kyutai's),
+            rlds (Open X-Embodiment, as TensorFlow Datasets stores it).
         source: folder or file of the data set.
         out: folder for the shards.
         cameras: cameras whose pictures are put side by side; may be left out where there is one.

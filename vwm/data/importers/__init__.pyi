@@ -1,8 +1,11 @@
 from .diamond import DiamondSource as DiamondSource
 from .hdf5 import Hdf5Source as Hdf5Source
 from .images import ImagesSource as ImagesSource
+from .jasmine import JasmineSource as JasmineSource
+from .lance import LanceSource as LanceSource
 from .lerobot import LeRobotSource as LeRobotSource
 from .minari import MinariSource as MinariSource
+from .minari_arrow import MinariArrowSource as MinariArrowSource
 from .npz import NpzSource as NpzSource
 from .pictures import EncodedPictures as EncodedPictures
 from .rlds import RldsSource as RldsSource

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vwm.data.importers.named_arrays import (
     ACTIONS,
@@ -21,6 +23,7 @@ from vwm.data.importers.named_arrays import (
     find_episode_ranges,
     make_episode,
 )
+from vwm.data.importers.pictures import EncodedPictures
 from vwm.data.importers.source import ActionBounds, EpisodeSource, SourceEpisode
 
 
@@ -78,12 +81,33 @@ class Hdf5Source(EpisodeSource):
 
 
 def _arrays(group: Any) -> dict[str, Any]:
-    """Return the arrays of a group and of its ``obs`` by name."""
-    arrays = {name: item for name, item in group.items() if hasattr(item, "dtype")}
-    for place in ("obs", "observations"):
-        if isinstance(group.get(place), Mapping):
-            arrays |= {name: item for name, item in group[place].items() if hasattr(item, "dtype")}
-    return arrays
+    """Return the arrays of a group and of its ``obs`` by name, encoded pictures as pictures."""
+    places = [group, *(group[name] for name in ("obs", "observations") if isinstance(group.get(name), Mapping))]
+    arrays = {name: item for place in places for name, item in place.items() if hasattr(item, "dtype")}
+    return {n: EncodedPictures(_Rows(a), n) if _are_encoded_pictures(a) else a for n, a in arrays.items()}
+
+
+class _Rows(Sequence[bytes]):
+    """The bytes of encoded pictures, [T, N] with zeros at the ends or T of different lengths, read one at a time."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: Any) -> Any:
+        return bytes(self.array[index])
+
+
+def _are_encoded_pictures(array: Any) -> bool:
+    """Return whether an array holds JPEG or PNG files, as Minari and ALOHA store pictures."""
+    import h5py
+
+    of_different_lengths = array.ndim == 1 and h5py.check_vlen_dtype(array.dtype) == np.uint8
+    if not (of_different_lengths or (array.dtype == np.uint8 and array.ndim == 2)) or not len(array):
+        return False
+    return bytes(array[0][:4]).startswith((b"\xff\xd8\xff", b"\x89PNG"))
 
 
 def _describe(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:

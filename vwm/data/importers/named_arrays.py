@@ -109,6 +109,9 @@ def _to_actions(actions: NDArray[Any] | None) -> NDArray[Any] | None:
     if actions.dtype.kind in "iub" and actions.ndim == 2 and actions.shape[1] > 1 and (actions.sum(1) == 1).all():
         return actions.argmax(1).astype(np.int64)
     if actions.dtype.kind in "iub":
+        if actions.size != len(actions):
+            shape = list(actions.shape)
+            raise ValueError(f"has actions {actions.dtype} {shape}: neither one choice a frame nor one-hot")
         return actions.reshape(len(actions)).astype(np.int64)
     return actions.reshape(len(actions), -1)
 
