@@ -36,6 +36,7 @@ from vwm.data.shards import ShardWriter
 from vwm.eval.features import load_feature_extractor
 from vwm.eval.surprise_evaluation import load_surprise_scorer
 from vwm.eval.world_report import evaluate_world
+from vwm.models.diamond.module import DiamondModule
 from vwm.models.dit.agent_module import DiTAgentModule
 from vwm.models.dit.module import DiTModule
 from vwm.models.dit.network import DiT
@@ -96,6 +97,9 @@ MODULES: dict[str, Callable[[Path], TrainingModule]] = {
     ),
     "vjepa, action-conditioned": lambda folder: ActionConditionedJEPAModule(**jepa_parts(), optimizer=OPTIMIZER),
     "mdn_rnn": lambda folder: MDNRNNModule(str(folder / "mdn_rnn"), dream(size=16).dynamics, OPTIMIZER),
+    "diamond": lambda folder: DiamondModule(
+        diamond_world().dynamics, OPTIMIZER, (16, 16), outcomes=diamond_world().outcomes
+    ),
     "tokenizer": lambda folder: TokenizerModule(tokenizer(), OPTIMIZER),
 }
 FAMILIES = {family.name: family for family in world_families()}

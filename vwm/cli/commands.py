@@ -179,6 +179,14 @@ COMMANDS = {
         "write videos of a trained agent's episodes",
         ("vwm agent play runs/dreamer_v3_cartpole --episodes 3 --best",),
     ),
+    "agent watch": CLICommand(
+        "vwm.cli.watch_policy:watch_policy",
+        "write videos of the policy that a world comes with, in the world or in the real environment",
+        (
+            "vwm agent watch worlds/breakout runs/breakout_policy",
+            "vwm agent watch worlds/breakout runs/breakout_real --env ALE/Breakout-v5",
+        ),
+    ),
     "agent export": CLICommand(
         "vwm.cli.agent_commands:export_agent_world",
         "make a bundle of the world that an agent has learned",

@@ -19,6 +19,7 @@ from .capabilities import DecodesLatents as DecodesLatents
 from .capabilities import EncodesFrames as EncodesFrames
 from .capabilities import EstimatesUncertainty as EstimatesUncertainty
 from .capabilities import HasClonedPolicy as HasClonedPolicy
+from .capabilities import HasTrainedPolicy as HasTrainedPolicy
 from .capabilities import InfersActions as InfersActions
 from .capabilities import MeasuresTransitionLoss as MeasuresTransitionLoss
 from .capabilities import ObservesFrames as ObservesFrames

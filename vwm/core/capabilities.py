@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vwm.core.network_base import ModelMixin
 from vwm.core.simulator import State
+from vwm.core.states import NestedState
 
 
 @runtime_checkable
@@ -169,6 +170,24 @@ class HasClonedPolicy(Protocol):
     """
 
     policy: ModelMixin | None
+
+
+@runtime_checkable
+class HasTrainedPolicy(Protocol):
+    """A simulator that comes with a policy over frames that was trained in it, where ``has_trained_policy``."""
+
+    @property
+    def has_trained_policy(self) -> bool:
+        """Whether there is one."""
+        ...
+
+    def init_policy(self, batch: int) -> NestedState:
+        """Return the policy's memory before the first frame of episodes."""
+        ...
+
+    def run_policy(self, memory: NestedState, frames: Tensor) -> tuple[NestedState, Tensor]:
+        """Return the memory after frames uint8 [b, h, w, 3], and the logits of actions there, float [b, k]."""
+        ...
 
 
 @runtime_checkable

@@ -26,3 +26,4 @@ from .replay_buffer import ReplayBuffer as ReplayBuffer
 from .replay_storage import DeviceField as DeviceField
 from .replay_storage import HostField as HostField
 from .replay_storage import ReplayField as ReplayField
+from .world_policy import WorldPolicy as WorldPolicy

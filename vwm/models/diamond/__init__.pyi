@@ -11,6 +11,8 @@ from .denoiser import DiamondDenoiser as DiamondDenoiser
 from .denoiser import NoiseLevelFeatures as NoiseLevelFeatures
 from .denoiser import Preconditioning as Preconditioning
 from .family import DiamondFamily as DiamondFamily
+from .module import DiamondModule as DiamondModule
+from .module import NoiseLevelDistribution as NoiseLevelDistribution
 from .outcome_model import DiamondOutcomeModel as DiamondOutcomeModel
 from .outcome_model import OutcomeLogits as OutcomeLogits
 from .outcome_model import OutcomeMemory as OutcomeMemory

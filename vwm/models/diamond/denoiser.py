@@ -32,7 +32,7 @@ class NoiseLevelFeatures(nn.Module):
 
     def forward(self, level: Tensor) -> Tensor:
         """float [b] -> float [b, d]."""
-        angle = 2 * math.pi * level[:, None] @ self.weight.to(level.dtype)
+        angle = 2 * math.pi * level[:, None] * self.weight.to(level.dtype)
         return torch.cat((angle.cos(), angle.sin()), dim=-1).to(self.weight.dtype)
 
 

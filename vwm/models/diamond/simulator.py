@@ -174,6 +174,23 @@ class DiamondSimulator(VideoSimulator):
             state = self._extend(state, own[:, i - 1 : i], latents[:, i : i + 1], None)
         return total
 
+    @property
+    def has_trained_policy(self) -> bool:
+        """See ``HasTrainedPolicy``."""
+        return self.trained_policy is not None
+
+    def init_policy(self, batch: int) -> tuple[Tensor, Tensor]:
+        """See ``HasTrainedPolicy.init_policy``."""
+        assert self.trained_policy is not None, "has_trained_policy says whether there is a policy"
+        return self.trained_policy.init_memory(batch)
+
+    @torch.inference_mode()
+    def run_policy(self, memory: tuple[Tensor, Tensor], frames: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """See ``HasTrainedPolicy.run_policy``."""
+        assert self.trained_policy is not None, "has_trained_policy says whether there is a policy"
+        output = self.trained_policy(memory, frames_to_float(frames[:, None].to(self.device))[:, 0])
+        return output.memory, output.logits
+
     def _predict_clean(self, state: DiamondState, actions: Tensor, noisy: Tensor) -> Tensor:
         """Denoise the next frame once from the highest noise level: float [b, 3, h, w]."""
         scales = self.dynamics.precondition(uniform_sigma(self.sampling.sigma_max, noisy))
