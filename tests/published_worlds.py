@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vwm.core.spaces import ActionSpace
@@ -20,6 +22,9 @@ from vwm.models.oasis.network import OasisDiT, rotary_frequencies
 from vwm.models.oasis.sampling import OasisSampling
 from vwm.models.oasis.simulator import OasisSimulator
 from vwm.models.oasis.vit_vae import OasisViTVAE
+from vwm.models.waypoint.autoencoder import WaypointAutoencoder
+from vwm.models.waypoint.network import WaypointDiT
+from vwm.models.waypoint.simulator import WaypointSimulator, keyboard_and_mouse
 
 OASIS_IMAGE = (16, 32)
 
@@ -99,3 +104,72 @@ def write_dreamer4(folder: Path, rotary: bool, instruction: Tensor | None = None
         checkpoint["rew_head"] = {f"module.{name}": value for name, value in reward.state_dict().items()}
         weights = {f"_orig_mod.{name}": value for name, value in weights.items()}
     torch.save(checkpoint | {"dynamics": weights}, folder / f"dynamics{ending}.pt")
+
+
+def waypoint_networks() -> tuple[WaypointAutoencoder, WaypointDiT]:
+    """Networks for frames of 12x20 pixels, that remember 2 frames, and 2 of every second."""
+    torch.manual_seed(7)
+    widths, blocks = (8, 16), (1,)
+    tokenizer = WaypointAutoencoder((12, 20), 8, 3, 4, widths, blocks, widths, blocks)
+    dynamics = WaypointDiT(
+        tokenizer.grid,
+        channels=4,
+        width=32,
+        depth=2,
+        heads=2,
+        kv_heads=1,
+        mlp_ratio=1,
+        control_every=2,
+        prompt_every=2,
+        prompt_width=16,
+        prompt_tokens=3,
+        local_slots=2,
+        global_slots=2,
+        global_stride=2,
+        global_every=2,
+        global_offset=1,
+        sigmas=(1.0, 0.5, 0.0),
+    )
+    torch.nn.init.normal_(dynamics.prompt)
+    return tokenizer, dynamics
+
+
+def waypoint_world() -> WaypointSimulator:
+    """A Waypoint of 12x20 pixels."""
+    return WaypointSimulator(*waypoint_networks(), keyboard_and_mouse(), context_frames=2, title="noise", fps=3.0)
+
+
+def write_waypoint(folder: Path) -> None:
+    """Write the networks of ``waypoint_networks`` in their published layout."""
+    tokenizer, dynamics = waypoint_networks()
+    weights = {}
+    for name, value in dynamics.state_dict().items():
+        if name.startswith("modulation."):
+            for block in range(2):
+                published = name.replace("modulation", f"transformer.blocks.{block}.cond_head.cond_proj")
+                weights[published] = value.clone()
+        elif name == "prompt":
+            save_file({"prompt": value}, folder / "prompt.safetensors")
+        else:
+            weights[name] = value
+    weights["ctrl_cfg.null_emb"] = torch.zeros(1, 1, 32)
+    save_file(weights, folder / "model.safetensors")
+    for part in ("encoder", "decoder"):
+        normed = {}
+        for name, value in tokenizer.get_submodule(part).state_dict().items():
+            if name.endswith(".weight"):
+                base = f"{name}".removesuffix("weight") + "parametrizations.weight.original"
+                norm = torch.linalg.vector_norm(value, dim=(1, 2, 3), keepdim=True)
+                normed |= {f"{base}0": norm, f"{base}1": 3 * value}
+            else:
+                normed[name] = value
+        save_file(normed, folder / f"{part}.safetensors")
+    settings = {
+        **{"channels": 4, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_model": 32, "mlp_ratio": 1, "causal": True},
+        **{"n_buttons": 256, "height": 2, "width": 2, "patch": [2, 2], "base_fps": 60, "local_window": 2},
+        **{"global_window": 4, "global_pinned_dilation": 2, "global_attn_period": 2, "global_attn_offset": 1},
+        **{"value_residual": False, "rope_impl": "ortho", "gated_attn": True, "noise_conditioning": "wan"},
+        **{"ctrl_conditioning": "mlp_fusion", "ctrl_conditioning_period": 2, "prompt_conditioning": "cross_attention"},
+        **{"prompt_embedding_dim": 16, "prompt_conditioning_period": 2, "scheduler_sigmas": [1.0, 0.5, -0.0]},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))

@@ -14,7 +14,7 @@ from factories import (
     tdmpc2_world,
 )
 from latent_worlds import rssm_world
-from published_worlds import dreamer4_world, oasis_world
+from published_worlds import dreamer4_world, oasis_world, waypoint_world
 
 from vwm.models.dit.sampling import DiffusionSampling
 from vwm.worlds.ensemble import EnsembleSimulator
@@ -63,6 +63,7 @@ SIMULATORS = {
     "diamond-upsampled": lambda: csgo_world(),
     "dreamer4": lambda: dreamer4_world(),
     "dreamer4-of-mmbench2": lambda: dreamer4_world(rotary=True),
+    "waypoint": lambda: waypoint_world(),
     "ensemble": lambda: EnsembleSimulator(
         [diffusion_world(outcomes=True), diffusion_world(outcomes=True, sampling=DiffusionSampling(steps=2))],
         uncertainty_penalty=1.0,

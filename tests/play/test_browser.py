@@ -19,7 +19,7 @@ from aiohttp import web
 from diamond_worlds import csgo_world, diamond_world
 from factories import composite_space
 from PIL import Image
-from published_worlds import oasis_world
+from published_worlds import dreamer4_world, oasis_world, waypoint_world
 
 from vwm.core.action_parts import ActionPart, read_action_parts
 from vwm.core.simulator import Simulator
@@ -766,6 +766,21 @@ def test_published_worlds_of_diffusion_in_pixels_are_played(open_world: Callable
         wait_past_step(page, 2)
         expect(page.locator(".act.on")).to_contain_text(name)
         assert not np.array_equal(pixels(page), first)
+
+
+@pytest.mark.parametrize(("make", "key"), [(waypoint_world, "w"), (lambda: dreamer4_world(rotary=True), "ArrowUp")])
+def test_other_published_worlds_are_played(open_world: Callable[..., Page], make: Callable[[], Any], key: str) -> None:
+    """Waypoint and mmbench2, with random weights."""
+    world = make()
+    world.starts = frames_of_noise(2, *world.spec.observation.shape)[None]
+    received: list[list[float]] = []
+    step = world.step
+    world.step = lambda state, action, *rest: (received.extend(action.tolist()), step(state, action, *rest))[1]
+    page = open_world(world)
+    first = pixels(page)
+    page.keyboard.down(key)
+    wait_past_step(page, 2)
+    assert any(any(row) for row in received) and not np.array_equal(pixels(page), first)
 
 
 def test_a_world_without_starts_asks_for_an_image(

@@ -24,7 +24,7 @@ from factories import (
     tokenizer,
 )
 from latent_worlds import rssm_world
-from published_worlds import dreamer4_world, oasis_world
+from published_worlds import dreamer4_world, oasis_world, waypoint_world
 from vjepa_models import encoder, predictor
 
 from vwm.cli.bench_play import benchmark_play
@@ -75,6 +75,7 @@ SIMULATORS = {
     "oasis": oasis_world,
     "diamond": diamond_world,
     "dreamer4": lambda: dreamer4_world(rotary=True),
+    "waypoint": waypoint_world,
 }
 OPTIMIZER = OptimizerConfig()
 MODULES: dict[str, Callable[[Path], TrainingModule]] = {

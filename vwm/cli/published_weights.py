@@ -214,4 +214,14 @@ PUBLISHED_WEIGHTS = (
         loads_with=_WORLD.format("dreamer4"),
         limits="the cloned policy is left out",
     ),
+    PublishedWeights(
+        name="Waypoint 1",
+        layout="config.yaml, model.safetensors, encoder.safetensors and decoder.safetensors",
+        kind="world: by keyboard, mouse and text, 360x640",
+        parameters="2.3B",
+        license="Apache 2.0",
+        example="Overworld/Waypoint-1-Small",
+        loads_with=_WORLD.format("waypoint"),
+        limits="of a text it takes the embedding",
+    ),
 )

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import compress
+from itertools import accumulate, compress
 from typing import Any, Literal
 
 import torch
@@ -245,7 +245,7 @@ class ActionSpace:
     @property
     def slices(self) -> dict[str, slice]:
         """The columns of each part of a composite action, by its name."""
-        stops = torch.tensor([part.columns for part in self.parts]).cumsum(0).tolist()
+        stops = accumulate(part.columns for part in self.parts)
         return {part.name: slice(stop - part.columns, stop) for part, stop in zip(self.parts, stops, strict=True)}
 
     @cached_property

@@ -32,6 +32,7 @@ BUILT_IN_FAMILIES = (
     "vwm.models.oasis.OasisFamily",
     "vwm.models.diamond.DiamondFamily",
     "vwm.models.dreamer4.Dreamer4Family",
+    "vwm.models.waypoint.WaypointFamily",
     "vwm.tokenizers.TokenizerFamily",
 )
 """Public paths of the families that come with vwm."""
