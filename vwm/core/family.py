@@ -79,7 +79,13 @@ class PublishedWorld:
 
 
 class VideoSurprise(Protocol):
-    """How surprising each part of a video is to a model."""
+    """How surprising each part of a video is to a model.
+
+    Attributes:
+        image_size: (h, w) of the frames that the model takes.
+    """
+
+    image_size: tuple[int, int]
 
     def frame_times(self, frames: int) -> list[int]:
         """Return the frame at which each score of a video of ``frames`` frames is known. Raises ValueError."""

@@ -14,6 +14,7 @@ from .goal_evaluation import GoalPlannerConfig as GoalPlannerConfig
 from .goal_evaluation import GoalTaskConfig as GoalTaskConfig
 from .goal_evaluation import SuccessRate as SuccessRate
 from .goal_evaluation import evaluate_planner as evaluate_planner
+from .intphys2 import VideoClips as VideoClips
 from .labeled_clips import LabeledClips as LabeledClips
 from .labeled_clips import LabeledClipsConfig as LabeledClipsConfig
 from .labeled_clips import LabeledSplit as LabeledSplit
@@ -45,6 +46,7 @@ from .reconstruction import ReconstructedClips as ReconstructedClips
 from .return_comparison import MeanWithInterval as MeanWithInterval
 from .return_comparison import ReturnComparison as ReturnComparison
 from .return_comparison import compare_returns as compare_returns
+from .surprise import Clips as Clips
 from .surprise import RateInterval as RateInterval
 from .surprise import ViolationPairs as ViolationPairs
 from .usefulness import DriftSettings as DriftSettings

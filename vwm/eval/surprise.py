@@ -18,10 +18,11 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import fsspec
 import numpy as np
@@ -45,20 +46,35 @@ SurpriseScorer = Callable[[Tensor], Tensor]
 """uint8 [b, t, h, w, 3] -> float [b, s], the surprise at s time steps; higher is more surprising."""
 
 
+class Clips(Protocol):
+    """Clips of one length and size, uint8 [n, t, h, w, 3]: a tensor, or what reads them batch by batch."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, t, h, w, 3)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def split(self, batch_size: int) -> Iterable[Tensor]:
+        """Give the clips in batches, uint8 [b, t, h, w, 3]."""
+        ...
+
+
 @dataclass(frozen=True)
 class ViolationPairs:
     """Pairs of a possible and an impossible clip.
 
     Attributes:
         possible, impossible: uint8 [n, t, h, w, 3].
-        violation_frame: int64 [n], the first frame in which the two differ.
+        violation_frame: int64 [n], the first frame in which the two differ; None where that is unknown.
         properties: n names of the physical property that the impossible clip violates.
         trial_groups: int64 [n]; pairs of the same scene share a number and count as one trial.
     """
 
-    possible: Tensor
-    impossible: Tensor
-    violation_frame: Tensor
+    possible: Clips
+    impossible: Clips
+    violation_frame: Tensor | None
     properties: tuple[str, ...]
     trial_groups: Tensor
 
@@ -150,14 +166,15 @@ def _read_episode_frames(shard: str, entry: EpisodeIndexEntry) -> Tensor:
 # ----------------------------------------------------------------------------------------------------- measures
 
 
-def score_clips(scorer: SurpriseScorer, frames: Tensor, batch_size: int, desc: str) -> Tensor:
+def score_clips(scorer: SurpriseScorer, frames: Clips, batch_size: int, desc: str) -> Tensor:
     """Compute a scorer's surprise for clips uint8 [n, t, h, w, 3], batch by batch; return float64 [n, s].
 
     Raises:
         ValueError: the scorer returns another shape, or values that are not finite.
     """
     parts = []
-    for batch in progress_bar(frames.split(batch_size), desc=desc, unit="batch"):
+    batches = progress_bar(frames.split(batch_size), desc=desc, unit="batch", total=-(-len(frames) // batch_size))
+    for batch in batches:
         surprise = scorer(batch)
         if surprise.ndim != 2 or len(surprise) != len(batch) or surprise.shape[1] == 0:
             raise ValueError(f"surprise must be [b, s] with b={len(batch)} clips, got {list(surprise.shape)}")
@@ -170,7 +187,8 @@ def score_clips(scorer: SurpriseScorer, frames: Tensor, batch_size: int, desc: s
 
 def frame_difference_score(frames: Tensor) -> Tensor:
     """Compute the control score, the mean absolute change to the next frame: [b, t, h, w, 3] -> [b, t - 1]."""
-    return (frames[:, 1:].double() - frames[:, :-1].double()).abs().mean(dim=(2, 3, 4))
+    changes = ((later.double() - earlier.double()).abs() for earlier, later in pairwise(frames.unbind(1)))
+    return torch.stack([change.mean(dim=(1, 2, 3)) for change in changes], dim=1)
 
 
 def pairwise_wins(possible: Tensor, impossible: Tensor) -> Tensor:
@@ -277,11 +295,15 @@ def write_surprise_report(
     """
     check_replaceable_folder(out, SURPRISE_REPORT_FILE, "report")
     clips = {"possible": pairs.possible, "impossible": pairs.impossible}
-    scores = {kind: score_clips(scorer, frames, batch_size, kind) for kind, frames in clips.items()}
-    control = {
-        kind: score_clips(frame_difference_score, frames, batch_size, "control") for kind, frames in clips.items()
-    }
-    frames, steps = pairs.possible.shape[1], scores["possible"].shape[1]
+    frames = pairs.possible.shape[1]
+
+    def score_both(batch: Tensor) -> Tensor:  # clips of videos are decoded once
+        return torch.cat((scorer(batch).double().cpu(), frame_difference_score(batch)), dim=1)
+
+    both = {kind: score_clips(score_both, frames, batch_size, kind) for kind, frames in clips.items()}
+    scores = {kind: values[:, : 1 - frames] for kind, values in both.items()}
+    control = {kind: values[:, 1 - frames :] for kind, values in both.items()}
+    steps = scores["possible"].shape[1]
     times = torch.arange(frames - steps, frames) if frame_times is None else torch.tensor(list(frame_times))
     if len(times) != steps:
         raise ValueError(f"the scorer returns {steps} values per clip, but frame_times names {len(times)} frames")
@@ -290,6 +312,7 @@ def write_surprise_report(
         "pairs": len(pairs),
         "frames": frames,
         "chance": 0.5,
+        "violation_known": pairs.violation_frame is not None,
         "before_violation": _difference_before_violation(scores, pairs, times),
         "results": measure_surprise(scores["possible"], scores["impossible"], pairs.properties, pairs.trial_groups),
         "control": measure_surprise(control["possible"], control["impossible"], pairs.properties, pairs.trial_groups),
@@ -304,6 +327,8 @@ def write_surprise_report(
 
 def _difference_before_violation(scores: dict[str, Tensor], pairs: ViolationPairs, times: Tensor) -> float:
     """Return the largest difference within a pair before its violation; above 0 if a scorer uses later frames."""
+    if pairs.violation_frame is None:
+        return 0.0
     earlier = times[None, :] < pairs.violation_frame[:, None]
     return float(((scores["possible"] - scores["impossible"]).abs() * earlier).max())
 
@@ -312,7 +337,8 @@ def _surprise_curves(scores: dict[str, Tensor], pairs: ViolationPairs, times: Te
     curves: dict[str, dict[str, Any]] = {}
     for name in sorted(set(pairs.properties)):
         row = torch.tensor([p == name for p in pairs.properties])
-        curves[name] = {k: align_to_violation(s[row], pairs.violation_frame[row], times) for k, s in scores.items()}
+        violation = torch.zeros(len(row)) if pairs.violation_frame is None else pairs.violation_frame
+        curves[name] = {k: align_to_violation(s[row], violation[row], times) for k, s in scores.items()}
     return curves
 
 
@@ -364,7 +390,7 @@ def plot_surprise(found: dict[str, Any]) -> Figure:
             axes.plot(offset, mean, color=color, label=kind, linestyle="-" if kind == "impossible" else "--")
         rate = found["results"][name]["mean"]["accuracy"]["value"]
         axes.set_title(f"{name}: {100 * rate:.0f}% of pairs", fontsize=10)
-        axes.set_xlabel("frames after the violation")
+        axes.set_xlabel("frames after the violation" if found["violation_known"] else "frame of the clip")
     panels[0].set_ylabel("surprise, mean ± standard error")
     panels[0].legend(frameon=False, fontsize=8)
     return figure

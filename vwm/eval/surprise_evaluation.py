@@ -8,6 +8,7 @@ from typing import Any
 from vwm.core.command_output import format_command, print_output
 from vwm.core.devices import resolve_device
 from vwm.core.family import VideoSurprise
+from vwm.eval.intphys2 import is_intphys2_folder, read_intphys2_pairs
 from vwm.eval.surprise import SURPRISE_TABLE_FILE, read_violation_pairs, write_surprise_report
 from vwm.hub.bundle_names import find_folder
 from vwm.worlds.families import world_families
@@ -22,12 +23,14 @@ def evaluate_surprise(
     limit: int | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    frame_step: int = 10,
+    by: str = "condition",
 ) -> dict[str, Any]:
     """Measure a model's surprise on pairs of possible and impossible clips.
 
     Args:
         bundle: folder with ``encoder`` and ``predictor``, as ``vwm export`` writes it for a V-JEPA run.
-        data: shards of pairs (python datasets/sprites/generate.py OUT --pairs).
+        data: shards of pairs (python datasets/sprites/generate.py OUT --pairs), or the folder of a split of IntPhys 2.
         out: folder for the report; an earlier report there is replaced.
         context: visible frames of each window; by default half of the training clip length.
         mask_token: index of the predictor's mask token for the frames to predict: the token of the mask sampler that
@@ -35,6 +38,8 @@ def evaluate_surprise(
         limit: use at most this many pairs.
         batch_size: clips that are processed at a time.
         device: where to compute; see ``resolve_device``.
+        frame_step: of IntPhys 2, distance in frames between those of a clip; its videos have 60 a second.
+        by: of IntPhys 2, the column by which results are divided: condition, Difficulty or Camera.
 
     Returns:
         The report, as written to ``surprise.json``.
@@ -44,7 +49,10 @@ def evaluate_surprise(
             model's clips.
     """
     scorer = load_surprise_scorer(bundle, context, mask_token, str(resolve_device(device)))
-    pairs = read_violation_pairs(data, limit)
+    if is_intphys2_folder(data):
+        pairs = read_intphys2_pairs(Path(data), scorer.image_size, frame_step, by, limit)
+    else:
+        pairs = read_violation_pairs(data, limit)
     report = write_surprise_report(
         scorer, pairs, out, scorer.frame_times(pairs.possible.shape[1]), batch_size, bundle.resolve().name
     )

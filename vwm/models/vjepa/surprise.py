@@ -40,6 +40,7 @@ class VJEPASurprise:
                 f"context={context} must be a multiple of tubelet={encoder.tubelet}, and less than the window of "
                 f"{encoder.frames} frames"
             )
+        self.image_size = encoder.image_size
         self.encoder = encoder
         self.predictor = predictor
         self.context = context
