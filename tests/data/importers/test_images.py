@@ -70,21 +70,43 @@ def test_equal_frames_that_a_writer_joined_are_several_again(tmp_path: Path) -> 
     assert meta["fps"] == 10
 
 
+def test_pictures_are_black_where_they_are_transparent_and_upright(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    clear = Image.new("RGBA", (10, 8), (255, 0, 0, 255))
+    clear.paste((0, 255, 0, 0), (0, 0, 5, 8))  # a green that no viewer shows
+    clear.save(folder / "0.png")
+    turned = Image.new("RGB", (8, 10), "white")
+    turned.paste("blue", (0, 0, 8, 5))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    turned.save(folder / "1.png", exif=exif)
+    run(folder, tmp_path / "out")
+    ((arrays, _),) = read_shards(tmp_path / "out")
+    first, second = arrays["frames"]
+    assert (first[:, :5] == 0).all() and (first[:, 5:] == [255, 0, 0]).all()
+    assert (second[:, 5:] == [0, 0, 255]).all() and (second[:, :5] == 255).all()
+
+
 def test_broken_episodes_are_named_and_the_others_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "in"
-    for name in ("good", "cut", "sizes", "depth", "actions", "still"):
+    for name in ("good", "cut", "sizes", "depth", "actions", "still", "twice", "wide"):
         write_folder(source / name, 0)
     content = (source / "cut" / "frame9.png").read_bytes()
     (source / "cut" / "frame9.png").write_bytes(content[:60])
     Image.new("RGB", (24, 16)).save(source / "sizes" / "frame10.png")
     Image.fromarray(np.full((16, 16), 3_000, np.uint16)).save(source / "depth" / "frame8.png")
+    Image.new("RGB", (16, 16)).save(source / "twice" / "frame8.jpg")
+    Image.new("1", (70_000, 1)).save(source / "wide" / "frame8.png")
     np.save(source / "actions.actions.npy", np.arange(4))
     for file in list((source / "still").iterdir())[1:]:
         file.unlink()
     (source / "text.gif").write_text("no animation")
     run(source, tmp_path / "out")
     text = capsys.readouterr().out
-    assert "skipped (6):" in text
+    assert "skipped (8):" in text
+    assert "  twice: has pictures of several kinds (jpg, png): keep those of one\n" in text
+    assert "  wide: frame8.png: cannot be decoded as a picture (is 70000x1, more than 8192 pixels on a side)\n" in text
     assert "  actions: has 4 actions for 6 frames\n" in text
     assert "  cut: frame9.png: cannot be decoded as a picture (" in text
     assert "  depth: frame8.png: cannot be decoded as a picture (has levels of more than 8 bits (mode I;16)" in text

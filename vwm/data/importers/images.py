@@ -29,7 +29,8 @@ class ImagesSource(EpisodeSource):
     """A folder, searched to any depth, or one animated file.
 
     Every folder that has pictures is an episode, its frames in the order of their names with numbers by value (2 before
-    10); every animated file is another one.
+    10); every animated file is another one. WebP and PNG files are either: all of a folder are taken to be what the
+    first is, so that not every one need be opened.
 
     Args:
         path: of the folder or file.
@@ -44,9 +45,12 @@ class ImagesSource(EpisodeSource):
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         visible = [p for p in files if not any(part.startswith(".") for part in p.relative_to(path.parent).parts)]
         self.paths: dict[str, Path] = {}
+        animated: dict[tuple[Path, str], bool] = {}
         for file in visible:
             extension = file.suffix[1:].lower()
-            if extension in ANIMATION_EXTENSIONS and (extension == "gif" or _is_animated(file)):
+            if extension in ANIMATION_EXTENSIONS and (file.parent, extension) not in animated:
+                animated[file.parent, extension] = extension not in PICTURE_EXTENSIONS or _is_animated(file)
+            if animated.get((file.parent, extension)):
                 self.paths[self._name(path, file)] = file
             elif extension in PICTURE_EXTENSIONS and path.is_dir():
                 self.paths[self._name(path, file.parent)] = file.parent
@@ -61,7 +65,7 @@ class ImagesSource(EpisodeSource):
         """See ``EpisodeSource``."""
         path = self.paths[name]
         if path.is_dir():
-            files = sorted(_pictures_of(path), key=lambda file: _natural_order(file.name))
+            files = _pictures_of(path)
             repeats, fps = [1] * len(files), None
             iterate = functools.partial(_iterate_pictures, files)
         else:
@@ -85,12 +89,24 @@ class ImagesSource(EpisodeSource):
         return root.name if path == root else path.relative_to(root).as_posix()
 
 
-def _pictures_of(folder: Path) -> Iterator[Path]:
-    for file in folder.iterdir():
-        extension = file.suffix[1:].lower()
-        animated = extension in ANIMATION_EXTENSIONS and _is_animated(file)
-        if extension in PICTURE_EXTENSIONS and not file.name.startswith(".") and not animated:
-            yield file
+def _pictures_of(folder: Path) -> list[Path]:
+    """Return the pictures of a folder in order.
+
+    Raises:
+        ValueError: they are of several kinds, as where each is stored twice.
+    """
+    kinds: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        extension = file.suffix[1:].lower().replace("jpeg", "jpg")
+        if extension in PICTURE_EXTENSIONS and file.is_file() and not file.name.startswith("."):
+            kinds.setdefault(extension, []).append(file)
+    for extension in set(kinds) & set(ANIMATION_EXTENSIONS):
+        if _is_animated(kinds[extension][0]):
+            del kinds[extension]
+    if len(kinds) > 1:
+        raise ValueError(f"has pictures of several kinds ({', '.join(sorted(kinds))}): keep those of one")
+    files = next(iter(kinds.values()), [])
+    return sorted(files, key=lambda file: _natural_order(file.name))
 
 
 def _iterate_pictures(files: list[Path]) -> Iterator[NDArray[np.uint8]]:

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from vwm.core.limits import MAX_FRAME_SIDE
+
 
 def decode_picture(content: bytes | Path, name: str) -> NDArray[np.uint8]:
-    """Return a picture, uint8 [H, W, 3], upright and without its transparency.
+    """Return a picture, uint8 [H, W, 3], upright, and black where it is transparent.
 
     Args:
         content: its bytes, or its file.
@@ -23,6 +25,7 @@ def decode_picture(content: bytes | Path, name: str) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+            _check_size(image, name)
             return to_pixels(ImageOps.exif_transpose(image), name)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         text = str(error).removeprefix(f"{name}: ")
@@ -30,14 +33,22 @@ def decode_picture(content: bytes | Path, name: str) -> NDArray[np.uint8]:
 
 
 def to_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
-    """Return an opened picture as uint8 [H, W, 3].
+    """Return an opened picture as uint8 [H, W, 3], black where it is transparent: what lies there is any color.
 
     Raises:
-        ValueError: its numbers are no levels of 8 bits.
+        ValueError: its numbers are no levels of 8 bits, or it is larger than any frame.
     """
+    _check_size(image, name)
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"{name}: has levels of more than 8 bits (mode {image.mode}), as depth maps have")
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    if max(image.size) > MAX_FRAME_SIDE:
+        raise ValueError(f"{name}: is {image.size[0]}x{image.size[1]}, more than {MAX_FRAME_SIDE} pixels on a side")
 
 
 class EncodedPictures:
