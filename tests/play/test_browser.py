@@ -250,6 +250,9 @@ def test_the_keys_of_up_jump_where_no_action_goes_up(open_world: Callable[..., P
     pressed = {key: page.evaluate(choose, [walker, [key]]) for key in ("KeyW", "KeyS", "Space", "KeyF", "ArrowUp")}
     assert pressed == {"KeyW": "forward", "KeyS": "back", "Space": "jump", "KeyF": "fire", "ArrowUp": "forward"}
     assert page.evaluate(choose, [["fire", "none"], ["Space"]]) == "fire"
+    taken = ["jump", "fire", "F"]  # both keys of fire belong to others
+    pressed = {key: page.evaluate(choose, [taken, [key]]) for key in ("Space", "KeyF", "Digit1")}
+    assert pressed == {"Space": "jump", "KeyF": "F", "Digit1": "fire"}
 
 
 def test_two_keys_combine_to_a_diagonal_action(open_world: Callable[..., Page], world: Any) -> None:

@@ -43,7 +43,7 @@ export function bind(names, idle) {
   const taken = new Set([...Object.keys(COMMANDS), ...parted.flat().filter(Boolean).flatMap(keysOf)]);
   const free = FALLBACK.filter((key) => !taken.has(key));
   return names.map((name, index) => {
-    const parts = parted[index];
+    const parts = parted[index]?.every((part) => keysOf(part).length) ? parted[index] : null;
     const keys = parts ? parts.map(keysOf) : index === idle ? [] : free.length ? [[free.shift()]] : [];
     return { index, name, keys, label: keys.map(([key]) => keyName(key)).join(" "), symbol: symbolOf(parts), place: placeOf(parts, index === idle) };
   });
