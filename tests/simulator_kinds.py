@@ -14,9 +14,11 @@ from factories import (
     tdmpc2_world,
 )
 from latent_worlds import rssm_world
+from pets_worlds import pets_world
 from published_worlds import dreamer4_world, oasis_world, waypoint_world
 
 from vwm.models.dit.sampling import DiffusionSampling
+from vwm.models.pets.simulator import TrajectorySampling
 from vwm.worlds.ensemble import EnsembleSimulator
 
 SIMULATORS = {
@@ -53,6 +55,8 @@ SIMULATORS = {
     "rssm-of-vectors": lambda: rssm_world((5,)),
     "muzero": lambda: muzero_world(),
     "muzero-of-vectors": lambda: muzero_world((5,), value_prefix_horizon=0),
+    "pets": lambda: pets_world(),
+    "pets-particles-continuous-actions": lambda: pets_world(3, TrajectorySampling(4, 1), predict_termination=False),
     "consistency": lambda: tdmpc2_world((40, 40, 3)),
     "consistency-of-vectors": lambda: tdmpc2_world(frames=1, predict_termination=False),
     "jepa": lambda: jepa_world(),

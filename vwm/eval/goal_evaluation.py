@@ -27,11 +27,12 @@ from vwm.planning.goal_distance import GoalDistance, GoalReduction, LatentMetric
 from vwm.planning.goal_tasks import GoalTask, find_goal_task
 from vwm.planning.mpc_policy import MPCPolicy, TaskPolicy, TaskRollout, random_task_policy, run_task_policy
 from vwm.planning.mppi import MPPI
+from vwm.planning.random_shooting import RandomShooting
 from vwm.planning.sampling_planner import SamplingPlanner
 from vwm.worlds.bundle import load_simulator
 
 PLAN_RESULT_FILE = "plan.json"
-PLANNERS: dict[str, type[SamplingPlanner]] = {"cem": CEM, "mppi": MPPI}
+PLANNERS: dict[str, type[SamplingPlanner]] = {"cem": CEM, "mppi": MPPI, "random_shooting": RandomShooting}
 NORMAL_QUANTILE_95 = 1.959963984540054
 """97.5 % quantile of the standard normal distribution, for two-sided 95 % intervals."""
 
@@ -68,7 +69,7 @@ class GoalPlannerConfig:
     """The planner, and how often it plans.
 
     Attributes:
-        planner: cem or mppi.
+        planner: cem, mppi or random_shooting (with iterations 1).
         horizon: steps of the world that the planner looks ahead; each has spec.frames_per_step frames.
         replan_every: steps of the world from one decision to the next.
         samples: action sequences per iteration.
@@ -76,7 +77,7 @@ class GoalPlannerConfig:
         planner_options: other settings of the planner, e.g. '{elites: 10, noise_exponent: 0, momentum: 0.15}'.
     """
 
-    planner: Literal["cem", "mppi"] = "cem"
+    planner: Literal["cem", "mppi", "random_shooting"] = "cem"
     horizon: int = 24
     replan_every: int = 2
     samples: int = 64

@@ -1,5 +1,6 @@
 from .action_sequences import CategoricalActionSequences as CategoricalActionSequences
 from .action_sequences import GaussianActionSequences as GaussianActionSequences
+from .action_sequences import UniformActionSequences as UniformActionSequences
 from .cem import CEM as CEM
 from .goal_distance import GoalDistance as GoalDistance
 from .goal_tasks import GoalTask as GoalTask
@@ -15,6 +16,7 @@ from .mpc_policy import random_task_policy as random_task_policy
 from .mpc_policy import run_task_policy as run_task_policy
 from .mppi import MPPI as MPPI
 from .puct_search import PUCTSearch as PUCTSearch
+from .random_shooting import RandomShooting as RandomShooting
 from .sampling_planner import ActionPlan as ActionPlan
 from .sampling_planner import NegativeReturnObjective as NegativeReturnObjective
 from .sampling_planner import PlanningObjective as PlanningObjective

@@ -61,6 +61,30 @@ class GaussianActionSequences(NamedTuple):
         return initial._replace(mean=shift_sequences(self.mean, steps, dim=1))
 
 
+class UniformActionSequences(NamedTuple):
+    """Independent uniform distributions over continuous actions, which stay uniform; ``fit`` only moves the mode.
+
+    Attributes:
+        mean: float [b, h, a], of the sequences that had weight in the last fit.
+        bound: float [b, 1, 1], largest absolute value of each dimension.
+    """
+
+    mean: Tensor
+    bound: Tensor
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Turn standard normal noise, float [b, k, h, a], into actions of the same shape."""
+        return self.bound[:, None] * (2 * torch.special.ndtr(noise) - 1)
+
+    def fit(self, actions: Tensor, weights: Tensor, momentum: float, floor: float) -> Self:
+        """Take the weighted mean of sequences [b, k, h, a]; the other arguments have no meaning here."""
+        return self._replace(mean=(weights[:, :, None, None] * actions).sum(dim=1))
+
+    def mode(self) -> Tensor:
+        """Return that mean, [b, h, a]."""
+        return self.mean
+
+
 class CategoricalActionSequences(NamedTuple):
     """Independent categorical distributions over discrete actions.
 
@@ -102,7 +126,7 @@ class CategoricalActionSequences(NamedTuple):
         return initial._replace(probabilities=(remaining + initial.probabilities) / 2)
 
 
-ActionSequences = GaussianActionSequences | CategoricalActionSequences
+ActionSequences = GaussianActionSequences | UniformActionSequences | CategoricalActionSequences
 
 
 def shift_sequences(sequences: Tensor, steps: int, dim: int) -> Tensor:

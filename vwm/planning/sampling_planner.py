@@ -236,7 +236,7 @@ class SamplingPlanner(ABC):
         distribution: ActionSequences = plan.distribution
         if isinstance(distribution, GaussianActionSequences):
             distribution = distribution.shift(steps, self._gaussian(batch, distribution.mean.shape[-1], device))
-        else:
+        elif isinstance(distribution, CategoricalActionSequences):
             size = distribution.probabilities.shape[-1]
             initial = CategoricalActionSequences.initial(batch, self.horizon, size, device)
             distribution = distribution.shift(steps, initial)

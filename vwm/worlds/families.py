@@ -29,6 +29,7 @@ BUILT_IN_FAMILIES = (
     "vwm.models.mdn_rnn.MDNRNNFamily",
     "vwm.models.tdmpc2.TDMPC2Family",
     "vwm.models.muzero.MuZeroFamily",
+    "vwm.models.pets.PETSFamily",
     "vwm.models.oasis.OasisFamily",
     "vwm.models.diamond.DiamondFamily",
     "vwm.models.dreamer4.Dreamer4Family",

@@ -45,6 +45,7 @@ from .muzero import MuZeroTemperatureSchedule as MuZeroTemperatureSchedule
 from .muzero import MuZeroTreeModel as MuZeroTreeModel
 from .muzero_targets import MuZeroTargetConfig as MuZeroTargetConfig
 from .muzero_targets import MuZeroTargets as MuZeroTargets
+from .pets import PETS as PETS
 from .planet import PlaNet as PlaNet
 from .policy_objectives import PMPOObjective as PMPOObjective
 from .policy_objectives import PolicyObjective as PolicyObjective
