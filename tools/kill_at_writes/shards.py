@@ -1,7 +1,9 @@
-"""Commands that write shards: record, ingest and encode."""
+"""Commands that write shards: record, ingest, import and encode; and convert, which reads them."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,16 @@ from killing import Command
 from results import folder_bytes
 from trainings import prepare_data, prepare_export, record_argv
 
+from vwm.data.importing import import_dataset
 from vwm.data.video_encoding import write_video
+
+RECORDINGS = Path(__file__).parents[2] / "tests" / "data" / "importers"
+"""Small data sets of other projects, one folder a format."""
+IMPORTED = {
+    "lerobot": ("lerobot_v3", ["--cameras", "front,wrist", "--size", "16"]),
+    "diamond": ("diamond", []),
+    "rlds": ("rlds/toy_drawer", ["--cameras", "image"]),
+}
 
 
 def prepare_videos(home: Path) -> None:
@@ -32,8 +43,37 @@ def encode_argv(home: Path) -> list[str]:
     return ["encode", str(home / "data"), *tokenizer, "-o", str(home / "latents"), "--device", "cpu"]
 
 
+def import_command(kind: str) -> Command:
+    """Return the command that imports a data set of the tests."""
+    name, options = IMPORTED[kind]
+
+    def prepare(home: Path) -> None:
+        shutil.copytree(RECORDINGS / name, home / "source")
+
+    def argv(home: Path) -> list[str]:
+        paths = [str(home / "source"), str(home / "data")]
+        return ["import", kind, *paths, *options, "--workers", "0", "--episodes-per-shard", "1"]
+
+    return Command(prepare, argv, folder_bytes)
+
+
+def prepare_two_cameras(home: Path) -> None:
+    cameras = ["front", "wrist"]
+    import_dataset("lerobot", RECORDINGS / "lerobot_v3", home / "data", cameras, 16, episodes_per_shard=1, workers=0)
+
+
+def convert_argv(kind: str) -> Callable[[Path], list[str]]:
+    """Return the arguments of the conversion to a format."""
+    return lambda home: ["convert", kind, str(home / "data"), str(home / "out"), "--workers", "0"]
+
+
 COMMANDS = {
     "record": Command(lambda home: None, record_argv, folder_bytes),
     "ingest": Command(prepare_videos, ingest_argv, folder_bytes),
+    **{f"import {kind}": import_command(kind) for kind in IMPORTED},
+    **{
+        f"convert {kind}": Command(prepare_two_cameras, convert_argv(kind), folder_bytes)
+        for kind in ("lerobot", "webdataset")
+    },
     "encode": Command(prepare_tokenizer, encode_argv, folder_bytes),
 }

@@ -133,3 +133,49 @@ def test_actions_beyond_the_stated_bounds_are_named(tmp_path: Path, capsys: pyte
         import_dataset("lerobot", source, tmp_path / "out", cameras=["front"], size=8, workers=0)
     expected = "dimension 0 of its actions is 120 at frame 4, outside of the bounds that the data set states (0 to 100)"
     assert f"skipped (2):\n  episode 0: {expected}" in capsys.readouterr().out
+
+
+def test_version_2_0_has_its_statistics_in_one_file(tmp_path: Path) -> None:
+    """As lerobot's own conversion from 2.1 to 2.0 leaves it: stats.json instead of those of every episode."""
+    source = damaged(tmp_path)
+    meta = source / "meta"
+    lines = [json.loads(line)["stats"]["action"] for line in (meta / "episodes_stats.jsonl").read_text().splitlines()]
+    extremes = {name: getattr(np.array([line[name] for line in lines]), name)(0).tolist() for name in ("min", "max")}
+    (meta / "stats.json").write_text(json.dumps({"action": extremes}))
+    (meta / "episodes_stats.jsonl").unlink()
+    info = json.loads((meta / "info.json").read_text())
+    (meta / "info.json").write_text(json.dumps(info | {"codebase_version": "v2.0"}))
+    for folder, out in ((HERE / "lerobot_v2", "new"), (source, "old")):
+        import_dataset("lerobot", folder, tmp_path / out, cameras=["front"], size=8, workers=0)
+    new, old = read_shards(tmp_path / "new"), read_shards(tmp_path / "old")
+    assert [meta for _, meta in old] == [meta for _, meta in new] and len(old) == 2
+    for (was, _), (now, _) in zip(new, old, strict=True):
+        for name in was:
+            np.testing.assert_array_equal(now[name], was[name])
+
+
+def test_actions_and_states_of_one_number_a_frame(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    source = damaged(tmp_path)
+    for table in source.rglob("*.parquet"):
+        columns = pyarrow.parquet.read_table(table)
+        for name in ("action", "observation.state"):
+            scalars = pyarrow.array(
+                [row[-1 if name == "observation.state" else 0] for row in columns[name].to_pylist()]
+            )
+            columns = columns.set_column(columns.column_names.index(name), name, scalars)
+        pyarrow.parquet.write_table(columns, table)
+    stats = source / "meta/episodes_stats.jsonl"
+    lines = [json.loads(line) for line in stats.read_text().splitlines()]
+    for line in lines:
+        for values in (line["stats"]["action"],):
+            values.update({name: values[name][:1] for name in ("min", "max")})
+    stats.write_text("\n".join(map(json.dumps, lines)))
+    import_dataset("lerobot", source, tmp_path / "out", cameras=["front"], size=8, workers=0)
+    for number, (arrays, meta) in enumerate(read_shards(tmp_path / "out")):
+        time = np.arange((12, 9)[number])
+        np.testing.assert_array_equal(arrays["state"], time[:, None])
+        raw = meta["action_low"] + (arrays["actions"] + 1) / 2 * (np.array(meta["action_high"]) - meta["action_low"])
+        np.testing.assert_allclose(raw, 30 * time[:, None], atol=1e-4)

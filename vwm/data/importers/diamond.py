@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,14 @@ class DiamondSource(EpisodeSource):
     cameras = ("obs",)
 
     def __init__(self, path: Path) -> None:
-        files = sorted(path.rglob("*.pt"), key=_number) if path.is_dir() else [path]
+        self.path = path
         self.root = path if path.is_dir() else path.parent
-        self.files = [file for file in files if file.name != "info.pt"]  # counts of episodes
-        if not self.files:
+        if not any(True for _ in self._find_files()):
             raise ValueError(f"{path}: has no recordings of DIAMOND (.pt)")
 
     def episode_names(self) -> list[str]:
         """See ``EpisodeSource``."""
-        return [file.relative_to(self.root).as_posix() for file in self.files]
+        return [file.relative_to(self.root).as_posix() for file in sorted(self._find_files(), key=_number)]
 
     def read(self, name: str) -> SourceEpisode:
         """See ``EpisodeSource``."""
@@ -50,6 +50,11 @@ class DiamondSource(EpisodeSource):
         if "act" in arrays and arrays["act"].ndim > 1:  # keys and the mouse of several games
             raise ValueError(f"act must be one number a frame, is {_describe(arrays['act'])}")
         return make_episode(arrays, self.cameras, slice(0, count_frames(arrays, "obs")))
+
+    def _find_files(self) -> Iterator[Path]:
+        for file in self.path.rglob("*.pt") if self.path.is_dir() else [self.path]:
+            if file.name != "info.pt":  # which counts the episodes
+                yield file
 
 
 def _load(file: Path) -> dict[str, NDArray[Any]]:

@@ -37,19 +37,19 @@ class WebDatasetSource(EpisodeSource):
         tars = sorted(path.glob("*.tar")) if path.is_dir() else [path]
         self.root = path if path.is_dir() else path.parent
         self.tars = {tar.relative_to(self.root).as_posix(): TarMembers(tar) for tar in tars}
-        first = next((names for name in self.tars for names in self._samples(name).values() if "json" in names), None)
-        videos = [n for n in first or () if n == "mp4" or n.endswith(".mp4")]
+        first = next(self._iterate_places(), None)
+        videos = [n for n in self._samples(first[0])[first[1]] if n == "mp4" or n.endswith(".mp4")] if first else []
         if first is None or not videos:
             raise ValueError(f"{path}: has no tar with samples KEY.mp4 (or KEY.CAMERA.mp4) and KEY.json")
         self.cameras = tuple(name.removesuffix("mp4").removesuffix(".") or "camera" for name in sorted(videos))
-        meta = self._read_meta(*self._places[0])
+        meta = self._read_meta(*first)
         self.action_names, self.state_names = (
             tuple(map(str, meta.get(name) or ())) for name in ("action_names", "state_names")
         )
 
     def episode_names(self) -> list[str]:
         """See ``EpisodeSource``."""
-        return [f"{tar}:{key}" for tar, key in self._places]
+        return [f"{tar}:{key}" for tar, key in self._iterate_places()]
 
     def read(self, name: str) -> SourceEpisode:
         """See ``EpisodeSource``."""
@@ -73,7 +73,7 @@ class WebDatasetSource(EpisodeSource):
     def action_bounds(self) -> ActionBounds | None:
         """Return the bounds that the metadata state, over all episodes; [-1, 1] where one does not state them."""
         found = []
-        for tar, key in self._places:
+        for tar, key in self._iterate_places():
             try:
                 meta, actions = self._read_meta(tar, key), self._read_arrays(tar, key).get("actions")
             except ValueError:  # named when it is read
@@ -85,9 +85,9 @@ class WebDatasetSource(EpisodeSource):
             found.append(ActionBounds(np.array(low, float), np.array(high, float)))
         return ActionBounds.join(found) if found else None
 
-    @functools.cached_property
-    def _places(self) -> list[tuple[str, str]]:
-        return [(tar, key) for tar in self.tars for key, names in self._samples(tar).items() if "json" in names]
+    def _iterate_places(self) -> Iterator[tuple[str, str]]:
+        for tar in self.tars:
+            yield from ((tar, key) for key, names in self._samples(tar).items() if "json" in names)
 
     def _samples(self, tar: str) -> dict[str, list[str]]:
         """Return the extensions of each sample of a tar by its key."""
