@@ -129,3 +129,17 @@ def test_pickles_of_arrays_are_read_as_python_reads_them(protocol: int) -> None:
             np.testing.assert_array_equal(found[name], value)
         else:
             assert found[name] == value
+
+
+def test_damaged_pickles_only_raise_errors_of_values() -> None:
+    rng = np.random.default_rng(0)
+    failures = 0
+    for number in range(3_000):
+        content = bytearray(record(video(0, 1, 2, 2), np.arange(1), 3 + number % 3))
+        for place in rng.integers(len(content), size=3):
+            content[place] = rng.integers(256)
+        try:
+            read_plain_pickle(bytes(content))
+        except ValueError:
+            failures += 1
+    assert failures > 1_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,10 +64,12 @@ def read_plain_pickle(content: bytes) -> dict[str, Any]:
     marks: list[int] = []
     memo: dict[int, Any] = {}
     try:
-        for operation, argument, _ in pickletools.genops(content):
-            _apply(operation.name, argument, stack, marks, memo)
+        with warnings.catch_warnings():  # of escapes in damaged texts
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for operation, argument, _ in pickletools.genops(content):
+                _apply(operation.name, argument, stack, marks, memo)
         (result,) = stack
-    except (IndexError, KeyError, TypeError, AssertionError, UnicodeDecodeError) as error:
+    except (IndexError, KeyError, TypeError, AttributeError, AssertionError, UnicodeDecodeError) as error:
         raise ValueError(f"is a damaged pickle ({type(error).__name__}: {error})") from error
     if not isinstance(result, dict) or not all(isinstance(key, str) for key in result):
         raise ValueError(f"is a pickle of {type(result).__name__}, not of a dict with names")
