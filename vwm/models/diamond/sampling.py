@@ -91,25 +91,26 @@ def sample_frame(
         sampling: how.
     """
     levels = noise_levels(sampling, past.dtype)
+    values = torch.stack(levels).tolist()
     churn = min(sampling.churn / sampling.steps, MAX_CHURN)
     past_sigma = uniform_sigma(sampling.past_noise, past) if sampling.past_noise else None
 
-    def denoise(frame: Tensor, sigma: Tensor) -> Tensor:
-        scales = denoiser.precondition(uniform_sigma(sigma.item(), past))
+    def denoise(frame: Tensor, sigma: float) -> Tensor:
+        scales = denoiser.precondition(uniform_sigma(sigma, past))
         return denoiser.clean(frame, denoiser(frame, scales, past, actions, past_sigma), scales)
 
     frame = noise(0)
     for i, (sigma, after) in enumerate(itertools.pairwise(levels)):
-        gamma = churn if sampling.churn_min <= sigma.item() <= sampling.churn_max else 0.0
+        gamma = churn if sampling.churn_min <= values[i] <= sampling.churn_max else 0.0
         churned = sigma * (gamma + 1)
         if gamma > 0:
             frame = frame + noise(i + 1) * sampling.churn_noise * (churned**2 - sigma**2).sqrt()
         if past_sigma is not None:  # the noise of all steps adds up, as in the published sampler
             past = past + past_noise(i) * sampling.past_noise
-        slope = (frame - denoise(frame, sigma)) / churned
+        slope = (frame - denoise(frame, values[i])) / churned
         following = frame + slope * (after - churned)
-        if sampling.order == 2 and after.item() > 0:
-            second = (following - denoise(following, after)) / after
+        if sampling.order == 2 and values[i + 1] > 0:
+            second = (following - denoise(following, values[i + 1])) / after
             following = frame + (slope + second) / 2 * (after - churned)
         frame = following
     return frame
