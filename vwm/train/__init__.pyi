@@ -19,6 +19,8 @@ from .meta_module import MetaCLI as MetaCLI
 from .meta_module import MissingTokenizer as MissingTokenizer
 from .meta_step import StepMemory as StepMemory
 from .metric_logging import RunMetricsLogger as RunMetricsLogger
+from .online_probe import HasProbeFeatures as HasProbeFeatures
+from .online_probe import OnlineProbe as OnlineProbe
 from .push import push_bundle as push_bundle
 from .sample_videos import SampleVideos as SampleVideos
 from .scale_estimate import Cluster as Cluster

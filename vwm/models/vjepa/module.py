@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vwm.core.blocks import uncompiled_blocks
 from vwm.core.components import load_component
@@ -304,6 +305,13 @@ class VJEPAModule(TrainingModule):
         """See ``TrainingModule.networks``."""
         networks: dict[str, nn.Module] = {"encoder": self.encoder, "predictor": self.predictor}
         return networks if self.target_encoder is None else networks | {"target_encoder": self.target_encoder}
+
+    @torch.no_grad()
+    def probe_features(self, batch: ClipBatch) -> Tensor:
+        """See ``OnlineProbe``: the target's last layer, averaged over time and each quarter of the frame, [b, 4 d]."""
+        video = frames_to_float(batch.frames)
+        features = (self.target_encoder or self.encoder)(video).unflatten(1, self.encoder.grid(video.shape[1]))
+        return F.adaptive_avg_pool2d(features.mean(dim=1).permute(0, 3, 1, 2), 2).flatten(1)
 
     @torch.no_grad()
     def sample(self, batch: ClipBatch) -> Tensor:
