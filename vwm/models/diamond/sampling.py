@@ -8,9 +8,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vwm.models.diamond.denoiser import DiamondDenoiser, uniform_sigma
@@ -63,14 +65,16 @@ def check_diamond_sampling(denoiser: DiamondDenoiser, sampling: DiamondSampling)
         )
 
 
-def noise_levels(sampling: DiamondSampling, dtype: torch.dtype) -> list[Tensor]:
-    """Return the noise levels of the steps, from the highest one, and 0 at the end: scalars on the CPU.
+def noise_levels(sampling: DiamondSampling, dtype: torch.dtype) -> NDArray[np.floating[Any]]:
+    """Return the noise levels of the steps, from the highest one, and 0 at the end.
 
-    They have the type of frames, as in the published sampler: other rounding can end at another level of a pixel.
+    They have the precision of frames, as in the published sampler: other rounding can end at another level of a pixel.
+    They are no tensors, whose values cannot be read while a step is captured or exported.
     """
-    high, low = sampling.sigma_max ** (1 / sampling.rho), sampling.sigma_min ** (1 / sampling.rho)
-    levels = (high + torch.linspace(0, 1, sampling.steps, dtype=dtype) * (low - high)) ** sampling.rho
-    return [*levels, levels.new_zeros(())]
+    precision: Any = np.float64 if dtype == torch.float64 else np.float32
+    high, low = (precision(sigma ** (1 / sampling.rho)) for sigma in (sampling.sigma_max, sampling.sigma_min))
+    shares = np.linspace(0, 1, sampling.steps, dtype=precision)
+    return np.append((high + shares * (low - high)) ** precision(sampling.rho), precision(0))
 
 
 def sample_frame(
@@ -91,7 +95,6 @@ def sample_frame(
         sampling: how.
     """
     levels = noise_levels(sampling, past.dtype)
-    values = torch.stack(levels).tolist()
     churn = min(sampling.churn / sampling.steps, MAX_CHURN)
     past_sigma = uniform_sigma(sampling.past_noise, past) if sampling.past_noise else None
 
@@ -101,16 +104,16 @@ def sample_frame(
 
     frame = noise(0)
     for i, (sigma, after) in enumerate(itertools.pairwise(levels)):
-        gamma = churn if sampling.churn_min <= values[i] <= sampling.churn_max else 0.0
+        gamma = churn if sampling.churn_min <= sigma <= sampling.churn_max else 0.0
         churned = sigma * (gamma + 1)
         if gamma > 0:
-            frame = frame + noise(i + 1) * sampling.churn_noise * (churned**2 - sigma**2).sqrt()
+            frame = frame + noise(i + 1) * sampling.churn_noise * float(np.sqrt(churned**2 - sigma**2))
         if past_sigma is not None:  # the noise of all steps adds up, as in the published sampler
             past = past + past_noise(i) * sampling.past_noise
-        slope = (frame - denoise(frame, values[i])) / churned
-        following = frame + slope * (after - churned)
-        if sampling.order == 2 and values[i + 1] > 0:
-            second = (following - denoise(following, values[i + 1])) / after
-            following = frame + (slope + second) / 2 * (after - churned)
+        slope = (frame - denoise(frame, float(sigma))) / float(churned)
+        following = frame + slope * float(after - churned)
+        if sampling.order == 2 and after > 0:
+            second = (following - denoise(following, float(after))) / float(after)
+            following = frame + (slope + second) / 2 * float(after - churned)
         frame = following
     return frame
