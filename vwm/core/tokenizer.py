@@ -99,6 +99,14 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
+    def check_latents_of(self, grid: tuple[int, int], channels: int) -> None:
+        """Raise ValueError unless latents are what a dynamics takes: its ``grid`` and ``channels``."""
+        if (tuple(self.grid), self.channels) != (grid, channels):
+            raise ValueError(
+                f"the tokenizer gives latents {list(self.grid)} x {self.channels}, the dynamics takes {list(grid)} x "
+                f"{channels}"
+            )
+
     def check_video(self, video: Tensor) -> None:
         """Raise ValueError unless ``video`` is [b, t, 3, H, W] with the size of this tokenizer."""
         if tuple(video.shape[2:]) != (3, *self.image_size):

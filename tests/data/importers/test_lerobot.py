@@ -136,7 +136,7 @@ def test_actions_beyond_the_stated_bounds_are_named(tmp_path: Path, capsys: pyte
 
 
 def test_version_2_0_has_its_statistics_in_one_file(tmp_path: Path) -> None:
-    """As lerobot's own conversion from 2.1 to 2.0 leaves it: stats.json instead of those of every episode."""
+    """Derived from a 2.1 file: 2.0 has stats.json instead of the statistics of every episode."""
     source = damaged(tmp_path)
     meta = source / "meta"
     lines = [json.loads(line)["stats"]["action"] for line in (meta / "episodes_stats.jsonl").read_text().splitlines()]

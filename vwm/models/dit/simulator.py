@@ -94,11 +94,7 @@ class DiTSimulator(VideoSimulator):
                 f"the tokenizer makes a latent of {tokenizer.time_compression} frames, the dynamics takes latents of "
                 f"{dynamics.frames_per_latent}"
             )
-        if (tuple(tokenizer.grid), tokenizer.channels) != (dynamics.grid, dynamics.channels):
-            raise ValueError(
-                f"the tokenizer gives latents {list(tokenizer.grid)} x {tokenizer.channels}, the dynamics takes "
-                f"{list(dynamics.grid)} x {dynamics.channels}"
-            )
+        tokenizer.check_latents_of(dynamics.grid, dynamics.channels)
         if dynamics.embed_action is not None:  # without an embedding, actions are ignored
             check_action_space(dynamics.embed_action, actions)
         if policy is not None:

@@ -48,11 +48,7 @@ class Dreamer4Simulator(WindowSimulator):
         actions: ActionSpace,
         **rest: Any,
     ) -> None:
-        if (tuple(tokenizer.grid), tokenizer.channels) != (dynamics.grid, dynamics.channels):
-            raise ValueError(
-                f"the tokenizer gives latents {list(tokenizer.grid)} x {tokenizer.channels}, the dynamics takes "
-                f"{list(dynamics.grid)} x {dynamics.channels}"
-            )
+        tokenizer.check_latents_of(dynamics.grid, dynamics.channels)
         if actions.kind != "continuous" or not 1 <= actions.size <= dynamics.action_inputs:
             raise ValueError(f"the dynamics takes 1 to {dynamics.action_inputs} continuous actions, got {actions}")
         if reward is not None and (reward.config.width != dynamics.config.width or not len(dynamics.agents)):

@@ -34,11 +34,7 @@ class OasisSimulator(WindowSimulator):
     SAMPLING_CLASS = OasisSampling
 
     def __init__(self, tokenizer: FrameTokenizer, dynamics: OasisDiT, actions: ActionSpace, **rest: Any) -> None:
-        if (tuple(tokenizer.grid), tokenizer.channels) != (dynamics.grid, dynamics.channels):
-            raise ValueError(
-                f"the tokenizer gives latents {list(tokenizer.grid)} x {tokenizer.channels}, the dynamics takes "
-                f"{list(dynamics.grid)} x {dynamics.channels}"
-            )
+        tokenizer.check_latents_of(dynamics.grid, dynamics.channels)
         if not actions.fits(minecraft_actions()) or dynamics.action_dims != len(PUBLISHED_ACTIONS):
             raise ValueError(
                 f"Oasis takes {minecraft_actions()}, {len(PUBLISHED_ACTIONS)} numbers; got {actions} and a dynamics "

@@ -80,11 +80,7 @@ class WaypointSimulator(VideoSimulator):
     SAMPLING_CLASS = NoSampling
 
     def __init__(self, tokenizer: FrameTokenizer, dynamics: WaypointDiT, actions: ActionSpace, **rest: Any) -> None:
-        if (tuple(tokenizer.grid), tokenizer.channels) != (dynamics.grid, dynamics.channels):
-            raise ValueError(
-                f"the tokenizer gives latents {list(tokenizer.grid)} x {tokenizer.channels}, the dynamics takes "
-                f"{list(dynamics.grid)} x {dynamics.channels}"
-            )
+        tokenizer.check_latents_of(dynamics.grid, dynamics.channels)
         if not actions.fits(keyboard_and_mouse()) or dynamics.buttons <= max(KEY_CODES.values()):
             raise ValueError(f"Waypoint takes {keyboard_and_mouse()} of 256 buttons, got {actions}")
         super().__init__(tokenizer, dynamics, actions, **rest)
