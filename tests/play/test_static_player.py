@@ -122,6 +122,7 @@ def test_the_browser_shows_the_frames_of_python(bundle: Path, browser: Any) -> N
     state, frame = world.reset(world.starts[:1], 0)
     with serve(folder) as address:
         page = browser.new_page()
+        page.set_default_timeout(120_000)  # a busy machine computes a world slowly
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
         page.wait_for_selector("[data-step='0']")

@@ -24,6 +24,7 @@ from factories import (
     tokenizer,
 )
 from latent_worlds import rssm_world
+from pets_worlds import pets_world
 from published_worlds import dreamer4_world, oasis_world, waypoint_world
 from vjepa_models import encoder, predictor
 
@@ -72,6 +73,7 @@ SIMULATORS = {
     "mdn_rnn": lambda: dream(size=16),
     "tdmpc2": lambda: tdmpc2_world((5,)),
     "muzero": muzero_world,
+    "pets": pets_world,
     "oasis": oasis_world,
     "diamond": diamond_world,
     "dreamer4": lambda: dreamer4_world(rotary=True),

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from vwm.data.video import decode_frames, probe_video
 from vwm.eval.surprise import ViolationPairs
 
 METADATA_FILE = "metadata.csv"
@@ -58,6 +57,8 @@ class VideoClips:
             yield torch.stack([self._read(file) for file in self.files[first : first + batch_size]])
 
     def _read(self, file: Path) -> Tensor:
+        from vwm.data.video import decode_frames  # only here: decoders of video are not needed for other data
+
         _, frames, height, width, _ = self.shape
         indices = range(0, frames * self.frame_step, self.frame_step)
         return resize_middle(decode_frames(file, list(indices), str(file)), (height, width))
@@ -97,6 +98,8 @@ def read_intphys2_pairs(
     Raises:
         ValueError: the table or a video is missing, a column is missing, or a video has no partner.
     """
+    from vwm.data.video import probe_video
+
     table = folder / METADATA_FILE
     if not table.is_file():
         raise ValueError(

@@ -151,10 +151,9 @@ class _MemberLinear(nn.Module):
 
     def __init__(self, members: int, inputs: int, outputs: int) -> None:
         super().__init__()
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
         std = 1 / (2 * math.sqrt(inputs))
-        self.weight = nn.Parameter(
-            nn.init.trunc_normal_(torch.empty(members, inputs, outputs), std=std, a=-2 * std, b=2 * std)
-        )
+        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
         self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
