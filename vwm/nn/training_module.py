@@ -179,6 +179,23 @@ class TrainingModule(L.LightningModule, ABC):
         """Return the loss of a validation batch, and values to log; by default as in training."""
         return self(batch)
 
+    def losses_and_shuffle_ratio(
+        self, batch: Any, index: int, name: str, reads_actions: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a validation batch, and what to log with how much higher it is with shuffled actions.
+
+        Args:
+            batch, index: see ``validation_losses``.
+            name: of the logged loss that is compared, with equal noise for both.
+            reads_actions: whether the network depends on actions; without them, or of one clip, nothing is compared.
+        """
+        with self.fixed_randomness(index):
+            loss, logs = self(batch)
+        if reads_actions and batch.actions is not None and len(batch.actions) > 1:
+            with self.fixed_randomness(index):
+                logs["shuffle_ratio"] = self(shuffle_actions(batch))[1][name] / logs[name]
+        return loss, logs
+
     def training_step(self, batch: Any, index: int) -> Tensor:
         """Lightning's hook. Raises FloatingPointError where the loss is not finite."""
         with self._draws_of(batch, self._draw_seed, self.global_step, index):

@@ -23,7 +23,7 @@ from vwm.models.diamond.simulator import check_diamond_parts
 from vwm.models.diamond.upsampler import rounded_pixels
 from vwm.nn.clip_draws import draw_normal, draw_normal_like, draw_uniform
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.nn.training_module import TrainingModule, known_actions, shuffle_actions
+from vwm.nn.training_module import TrainingModule, known_actions
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 
 
@@ -210,12 +210,7 @@ class DiamondModule(TrainingModule):
 
     def validation_losses(self, batch: ClipBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingModule``: the loss, and how much higher it is with shuffled actions."""
-        with self.fixed_randomness(index):  # equal noise for both
-            loss, logs = self(batch)
-        if batch.actions is not None and len(batch.actions) > 1:
-            with self.fixed_randomness(index):
-                logs["shuffle_ratio"] = self(shuffle_actions(batch))[1]["denoising_loss"] / logs["denoising_loss"]
-        return loss, logs
+        return self.losses_and_shuffle_ratio(batch, index, "denoising_loss")
 
     def frozen_networks(self) -> tuple[nn.Module, ...]:
         """See ``TrainingModule``: the pixels' tokenizer."""

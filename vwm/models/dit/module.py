@@ -32,7 +32,7 @@ from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
 from vwm.nn.precision import at_least_float32
 from vwm.nn.tensor_parallel import TensorGroup, divide_blocks
-from vwm.nn.training_module import TrainingModule, known_actions, shuffle_actions
+from vwm.nn.training_module import TrainingModule, known_actions
 from vwm.tokenizers.loading import load_tokenizer
 
 SETTINGS_THAT_MAY_DIFFER = ("agent_tokens", "window", "sink_frames", "memory_frames", "memory_every")
@@ -267,12 +267,7 @@ class DiTModule(TrainingModule):
 
     def validation_losses(self, batch: ClipBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingModule``: the loss, and how much higher it is with shuffled actions."""
-        with self.fixed_randomness(index):  # equal noise for both
-            loss, logs = self(batch)
-        if self.dynamics.embed_action is not None and batch.actions is not None and len(batch.actions) > 1:
-            with self.fixed_randomness(index):
-                logs["shuffle_ratio"] = self(shuffle_actions(batch))[1]["dynamics_loss"] / logs["dynamics_loss"]
-        return loss, logs
+        return self.losses_and_shuffle_ratio(batch, index, "dynamics_loss", self.dynamics.embed_action is not None)
 
     def frozen_networks(self) -> tuple[nn.Module, ...]:
         """See ``TrainingModule``: the tokenizer."""
