@@ -103,6 +103,8 @@ class Agent(nn.Module, ABC):
         single_episode: whether the time steps of a sequence must belong to one episode.
         context_steps: how many of a sequence's first time steps may still belong to the previous episode.
         extras: what ``act`` stores in replay with every time step: shape and dtype by name.
+        imagination_horizon: decisions that the agent looks ahead with its world model, of which evaluations compare
+            imagined with real returns; 0 without a world model.
         captured_steps, captured_updates: run acting and updates from captured graphs; None before ``accelerate``.
     """
 
@@ -111,6 +113,7 @@ class Agent(nn.Module, ABC):
     batch_length: int
     single_episode: bool = False
     context_steps: int = 0
+    imagination_horizon: int = 0
     extras: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
     captured_steps: CapturedSteps | None = None
     captured_updates: CapturedUpdates | None = None

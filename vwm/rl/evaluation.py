@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from vwm.core.command_output import progress_bar, show_detail
 from vwm.envs.batched_envs import EnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import ActingPolicy
+from vwm.rl.imagined_returns import Trajectory
 
+MAX_TRAJECTORY = 1000
+"""Decisions of an episode that are kept as a trajectory."""
 MAX_VIDEO_FRAMES = 1000
 """Frames of an episode that are kept for its video."""
 PROGRESS_EVERY = 64
@@ -29,11 +32,13 @@ class EvaluationResult:
         returns: float64 [n], undiscounted sums of rewards.
         lengths: int64 [n], in decisions.
         frames: uint8 [t, h, w, 3] of the first episode, or None where the environment has no images.
+        trajectories: the first episodes of as many environments as were asked for.
     """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
     frames: NDArray[np.uint8] | None
+    trajectories: tuple[Trajectory, ...] = ()
 
     def interval(self, seed: int = 0, num_bootstrap: int = 2000) -> tuple[float, float]:
         """Return the 95% interval of the mean return, by bootstrap over episodes."""
@@ -50,6 +55,7 @@ def evaluate_policy(
     seed: int,
     num_envs: int = 16,
     record_video: bool = False,
+    trajectories: int = 0,
 ) -> EvaluationResult:
     """Play episodes to their end.
 
@@ -62,6 +68,7 @@ def evaluate_policy(
         seed: of the environment and of everything the policy draws; torch's generators are left as they were.
         num_envs: environments that are stepped together, at most.
         record_video: keep the first episode's images.
+        trajectories: number of environments whose first episode is kept.
 
     Raises:
         ValueError: ``episodes`` is below 1.
@@ -71,6 +78,7 @@ def evaluate_policy(
     count = min(episodes, num_envs)
     envs = (env_spec.unwrapped if policy is None else env_spec).open(count, seed, renderable=record_video)
     tally = _EpisodeTally([episodes // count + (i < episodes % count) for i in range(count)])
+    recorder = _TrajectoryRecorder(min(trajectories, count))
     frames: list[NDArray[np.uint8]] = []
     bar = progress_bar(total=episodes, desc="evaluation", unit="episode", leave=False)
     # torch.manual_seed seeds every GPU, too: a training there would draw the same again after each evaluation.
@@ -88,14 +96,18 @@ def evaluate_policy(
                 action = sample_random_actions(envs.spaces, count)
             else:
                 action, carry, _ = policy.act(carry, time_step_to_device(time_step, policy.device), explore=False)
-            time_step = envs.step(action)
+            before, time_step = time_step, envs.step(action)
+            recorder.add(before, action, time_step)
             bar.update(tally.add(time_step))
             steps += 1
             if steps % PROGRESS_EVERY == 0:
                 show_detail(bar, f"{steps * count} decisions")
     bar.close()
     envs.close()
-    return tally.result(np.stack(frames) if frames else None)
+    return replace(
+        tally.result(np.stack(frames) if frames else None),
+        trajectories=tuple(recorder.result()),
+    )
 
 
 class _EpisodeTally:
@@ -135,6 +147,35 @@ class _EpisodeTally:
         returns = [x for values, share in zip(self.returns, self.shares, strict=True) for x in values[:share]]
         lengths = [x for values, share in zip(self.lengths, self.shares, strict=True) for x in values[:share]]
         return EvaluationResult(np.array(returns), np.array(lengths), frames)
+
+
+class _TrajectoryRecorder:
+    """The first episode of each of the first environments, up to ``MAX_TRAJECTORY`` decisions.
+
+    Args:
+        count: number of environments.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.steps: list[list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = [[] for _ in range(count)]
+        self.last: list[torch.Tensor | None] = [None] * count
+        self.ended = [False] * count
+
+    def add(self, before: TimeStep, action: torch.Tensor, after: TimeStep) -> None:
+        """Add a decision of every environment."""
+        for i, steps in enumerate(self.steps):
+            if not self.ended[i]:
+                steps.append((before.observation[i].cpu(), action[i].cpu(), after.reward[i].cpu()))
+                self.last[i] = after.observation[i].cpu()
+                self.ended[i] = bool(after.is_last[i]) or len(steps) == MAX_TRAJECTORY
+
+    def result(self) -> list[Trajectory]:
+        """Return the trajectories."""
+        found = []
+        for steps, last in zip(self.steps, self.last, strict=True):
+            observations, actions, rewards = (torch.stack(parts) for parts in zip(*steps, strict=True))
+            found.append(Trajectory(torch.cat((observations, last[None])), actions, rewards))  # type: ignore[index]
+        return found
 
 
 def sample_random_actions(spaces: EnvSpaces, count: int) -> torch.Tensor:

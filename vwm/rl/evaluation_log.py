@@ -8,14 +8,18 @@ from pathlib import Path
 
 from vwm.core.checks import check_positive
 from vwm.envs.batched_envs import EnvSpec
-from vwm.rl.agent import ActingPolicy
+from vwm.rl.agent import ActingPolicy, Agent
 from vwm.rl.evaluation import EvaluationResult, evaluate_policy
+from vwm.rl.imagined_returns import Trajectory, imagined_return
 from vwm.runs.metric_tables import MetricRow, MetricTable
 from vwm.runs.run_curves import plot_run_curves
 from vwm.runs.run_folder import RunFolder
 
 EVALUATION_SEED_OFFSET = 1_000_000
 """Added to the run's seed for evaluations, so that they share no episode with training."""
+
+IMAGINED_EPISODES = 4
+"""Episodes of an evaluation whose return the agent's world model predicts, too."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,10 @@ class EvaluationLog:
 
         Where the agent learns in another environment than it is evaluated in, the row also has ``imagined``, its mean
         return there in the training episodes since the previous evaluation (NaN where none ended), and ``gap``, how
-        much larger that is than the return of the evaluation: it grows where an agent exploits errors of its world
-        model.
+        much larger that is than the return of the evaluation. Of an agent that learns a world model in the environment
+        itself, ``imagined`` is the mean return that the model predicts for the evaluation's first episodes
+        (``imagined_return``), and ``gap`` how much larger that is than the real return of the same episodes. The gap
+        grows where an agent exploits errors of its world model.
 
         Args:
             policy: to be evaluated.
@@ -84,7 +90,15 @@ class EvaluationLog:
             random_return: mean return of random actions.
         """
         episodes, evaluations, updates = (tables[name].rows() for name in ("episodes", "evaluations", "updates"))
-        result = evaluate_policy(policy, self.eval_env, self.config.episodes, self.seed, record_video=self.config.video)
+        own_world = isinstance(policy, Agent) and policy.imagination_horizon > 0 and self.eval_env == self.env
+        result = evaluate_policy(
+            policy,
+            self.eval_env,
+            self.config.episodes,
+            self.seed,
+            record_video=self.config.video,
+            trajectories=IMAGINED_EPISODES * own_world,
+        )
         low, high = result.interval()
         mean, length = float(result.returns.mean()), float(result.lengths.mean())
         row = {"mean": mean, "low": low, "high": high, "length": length}
@@ -93,11 +107,25 @@ class EvaluationLog:
             imagined = mean_return_since_evaluation(episodes, evaluations)
             row |= {"imagined": imagined, "gap": imagined - mean}
             title += f", evaluated in {self.eval_env}"
+        elif isinstance(policy, Agent) and result.trajectories:
+            row |= compare_imagined_returns(policy, result.trajectories)
         tables["evaluations"].add(step, **row)
         evaluations.append({"step": step, **row})
         write_evaluation_video(result, self.folder.videos / f"{step:09d}.mp4")
         plot_run_curves(self.folder.path / "curves.png", episodes, evaluations, updates, random_return, title)
         return result
+
+
+def compare_imagined_returns(agent: Agent, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Return ``imagined``, the mean return that an agent's world model predicts for its episodes, and ``gap``."""
+    modes = {module: module.training for module in agent.modules()}
+    simulator, horizon = agent.simulator(), agent.imagination_horizon  # sets its networks to evaluation
+    imagined = [imagined_return(simulator, trajectory, horizon) for trajectory in trajectories]
+    for module, mode in modes.items():
+        module.training = mode
+    real = [trajectory.real_return for trajectory in trajectories]
+    mean = sum(imagined) / len(imagined)
+    return {"imagined": mean, "gap": mean - sum(real) / len(real)}
 
 
 def is_best_evaluation(evaluations: Sequence[MetricRow]) -> bool:

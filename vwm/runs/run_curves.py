@@ -43,7 +43,7 @@ def plot_run_curves(
     top.fill_between(steps, [r["low"] for r in evaluations], [r["high"] for r in evaluations], alpha=0.25)
     if evaluations and "imagined" in evaluations[0]:
         imagined = [r["imagined"] for r in evaluations]
-        top.plot(steps, imagined, "--s", ms=3, label="imagined: mean in training since the last")
+        top.plot(steps, imagined, "--s", ms=3, label="imagined")
     top.axhline(random, color="gray", ls=":", label="random actions")
     top.set(xlabel="decisions", ylabel="return")
     figure.suptitle(title, fontsize=9, wrap=True)

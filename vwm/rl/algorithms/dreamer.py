@@ -136,6 +136,7 @@ class Dreamer(Agent):
             normalize_returns=imagination.normalize_returns,
         )
         self.imagination = imagination
+        self.imagination_horizon = imagination.horizon
         self.replay_critic_scale = replay_critic_scale
         self.store_latents = store_latents
         self.exploration_noise = exploration_noise

@@ -212,6 +212,7 @@ class MuZeroAgent(Agent):
         self.num_stacked_frames = network.num_stacked_frames
         self.batch_size = batch_size
         self.batch_length = network.num_stacked_frames + targets.unroll_steps + targets.td_steps
+        self.imagination_horizon = targets.unroll_steps
         self.extras = {"policy": ((spaces.actions.size,), torch.float32), "value": ((), torch.float32)}
         self.register_buffer("updates", torch.zeros(2, dtype=torch.int64))
         """Updates done, and the total of the run (0: unknown)."""

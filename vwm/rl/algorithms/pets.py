@@ -73,6 +73,7 @@ class PETS(Agent):
             horizon=25, samples=400, elites=40, iterations=5, momentum=0.1, init_std=0.5, min_std=0.0,
             noise_exponent=0.0, keep_elites=0, selection="mean", max_batch_size=4000,
         )  # fmt: skip
+        self.imagination_horizon = self.planner.horizon
         self.exploration_noise = exploration_noise
         self.max_grad_norm = max_grad_norm
         self.extras = {"bootstrap": ((members,), torch.float32)}

@@ -91,6 +91,7 @@ class PlaNet(Agent):
             selection="mean",
             max_batch_size=4000,
         )
+        self.imagination_horizon = self.planner.horizon
         self.exploration_noise = exploration_noise
         self.max_grad_norm = max_grad_norm
         self.optimizer = torch.optim.Adam(self.world_model.parameters(), lr, eps=eps)

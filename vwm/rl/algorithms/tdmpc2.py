@@ -165,6 +165,7 @@ class TDMPC2(Agent):
         self.loss_weights = loss_weights
         self.batch_size = batch_size
         self.batch_length = planning.horizon + num_stacked_frames
+        self.imagination_horizon = planning.horizon
         self.context_steps = num_stacked_frames - 1
         self.max_grad_norm = optimizer.max_grad_norm
         self.tau = optimizer.tau
