@@ -1,18 +1,29 @@
-"""`vwm agent compare` from the command line, on short PPO runs in CartPole."""
+"""`vwm agent compare` and `vwm agent rank` from the command line, on short PPO runs in CartPole."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from pets_worlds import make_ensemble, pets_world
 
 from vwm.cli.agent_commands import load_agent
 from vwm.cli.compare_agents import RunGroup, common_env_spec, parse_run_groups
 from vwm.cli.main import main
+from vwm.core.spaces import ActionSpace
 from vwm.envs.batched_envs import GymnasiumEnvSpec
+from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.eval.policy_ranking import rank_policies
 from vwm.eval.return_comparison import compare_returns
+from vwm.models.pets.simulator import PETSSimulator
+from vwm.rl.agent import PolicyStep
 from vwm.rl.evaluation import evaluate_policy
+from vwm.rl.partly_random_policy import PartlyRandomPolicy
+from vwm.worlds.bundle import save_simulator
+from vwm.worlds.simulated_env import SimulatedEnvSpec
 
 pytest.importorskip("stable_baselines3")
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -143,3 +154,69 @@ def test_errors_are_raised_before_any_episode_or_file(tmp_path, capsys):
             main(["agent", "compare", *arguments])
         assert message in capsys.readouterr().err
     assert (foreign / "diary.txt").read_text() == "keep me" and not (tmp_path / "none").exists()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("ranked"), "ppo")
+
+
+def save_world(folder: Path, size: int) -> Path:
+    ensemble = make_ensemble(2, observation_size=size)
+    starts = torch.randn(3, 1, size, generator=torch.Generator().manual_seed(4))
+    save_simulator(PETSSimulator(ensemble, ActionSpace("discrete", 2), starts=starts, context_frames=1), folder)
+    return folder
+
+
+def test_a_ranking_is_of_the_returns_in_both(run, tmp_path, capsys):
+    world, out = save_world(tmp_path / "world", 4), tmp_path / "ranking"
+    main([
+        "agent", "rank", str(world), f"ppo={run}", "--epsilons", "[0.0, 0.5]", "--episodes", "4", "--time-limit", "6",
+        "--out", str(out), "--device", "cpu",
+    ])  # fmt: skip
+    report, printed = json.loads((out / "ranking.json").read_text()), capsys.readouterr().out
+    assert list(report["returns"]) == ["ppo", "ppo, 50% random", "random"]
+    (policy, real), inside = load_agent(run), SimulatedEnvSpec(world, time_limit=6, device="cpu")
+    assert report["returns"]["ppo"]["real"] == evaluate_policy(policy, real, 4, 2_000_000).returns.tolist()
+    assert report["returns"]["ppo"]["world"] == evaluate_policy(policy, inside, 4, 2_000_000).returns.tolist()
+    assert report["returns"]["random"]["world"] == evaluate_policy(None, inside, 4, 2_000_000).returns.tolist()
+    returns = report["returns"].values()
+    expected = rank_policies([each["real"] for each in returns], [each["world"] for each in returns])
+    assert report["ranking"]["spearman"][0] == pytest.approx(expected.spearman.value, nan_ok=True)
+    assert (out / "ranking.png").stat().st_size > 1000
+    assert (out / "ranking.md").read_text().split("\n\n", 1)[1] in printed
+
+
+@pytest.mark.parametrize(
+    ("size", "epsilons", "message"),
+    [(4, "[0.0]", "2 policies: give 3 or more"), (5, "[0.0, 0.5]", r"its agent observes \[4\].*the world has \[5\]")],
+)
+def test_what_cannot_be_ranked_is_named(run, tmp_path, capsys, size, epsilons, message):
+    world, out = save_world(tmp_path / "world", size), tmp_path / "ranking"
+    with pytest.raises(SystemExit):
+        main(["agent", "rank", str(world), str(run), "--epsilons", epsilons, "--out", str(out)])
+    assert re.search(message, capsys.readouterr().err.replace("\n", " "))
+    assert not out.exists()
+
+
+class AlwaysLeft:
+    device = torch.device("cpu")
+
+    def init_carry(self, batch):
+        return ()
+
+    def act(self, carry, time_step, explore):
+        return PolicyStep(torch.zeros(len(time_step.reward), dtype=torch.int64), carry, {})
+
+
+def test_a_share_of_actions_is_random():
+    count = 4000
+    spaces = EnvSpaces(pets_world().spec.observation, ActionSpace("discrete", 4))
+    flags = torch.zeros(count, dtype=torch.bool)
+    now = TimeStep(torch.zeros(count, 5), torch.zeros(count), flags, flags, flags)
+    torch.manual_seed(0)
+    for epsilon, share in ((0.0, 1.0), (0.4, 0.7), (1.0, 0.25)):
+        action = PartlyRandomPolicy(AlwaysLeft(), spaces, epsilon).act((), now, explore=False).action
+        assert abs((action == 0).double().mean() - share) < 0.03
+    with pytest.raises(ValueError, match=r"epsilon must lie in 0\.\.1"):
+        PartlyRandomPolicy(AlwaysLeft(), spaces, 1.5)

@@ -6,6 +6,7 @@ from .compare_agents import RunGroup as RunGroup
 from .parser import CommandParser as CommandParser
 from .parser import UsageError as UsageError
 from .published_weights import PublishedWeights as PublishedWeights
+from .rank_agents import RankedPolicy as RankedPolicy
 from .setting_ranges import SettingRange as SettingRange
 from .signatures import CommandParameter as CommandParameter
 from .signatures import CommandSignature as CommandSignature

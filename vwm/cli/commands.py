@@ -174,6 +174,11 @@ COMMANDS = {
             "vwm agent compare world=runs/w0,runs/w1,runs/w2 real=runs/r0,runs/r1,runs/r2 --reference real",
         ),
     ),
+    "agent rank": CLICommand(
+        "vwm.cli.rank_agents:rank_runs",
+        "measure how well a world ranks policies: their returns in it against those in the real environment",
+        ("vwm agent rank freeway runs/ppo_freeway runs/ppo_short --data data/freeway --time-limit 128",),
+    ),
     "agent play": CLICommand(
         "vwm.cli.agent_commands:record_agent_videos",
         "write videos of a trained agent's episodes",

@@ -26,7 +26,10 @@ from .mutual_information import MutualInformation as MutualInformation
 from .perceptual import FVD as FVD
 from .perceptual import LPIPS as LPIPS
 from .plots import plot_learning_curves as plot_learning_curves
+from .plots import plot_policy_ranking as plot_policy_ranking
 from .plots import plot_returns as plot_returns
+from .policy_ranking import PolicyRanking as PolicyRanking
+from .policy_ranking import rank_policies as rank_policies
 from .probe_heads import AttentiveProbeHeads as AttentiveProbeHeads
 from .probe_heads import BatchedLayerNorm as BatchedLayerNorm
 from .probe_heads import BatchedLinear as BatchedLinear

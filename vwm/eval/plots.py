@@ -166,6 +166,25 @@ def plot_returns(
     return figure
 
 
+def plot_policy_ranking(
+    real: Mapping[str, tuple[float, float, float]], imagined: Mapping[str, tuple[float, float, float]], title: str
+) -> Figure:
+    """Plot the mean return (value, low, high) of each policy in the world over that in the real environment."""
+    figure = _make_figure(6.5, 5.0)
+    axes = figure.subplots()
+    for number, name in enumerate(real):
+        (x, *x_bounds), (y, *y_bounds) = real[name], imagined[name]
+        bars = [np.maximum([[value - low], [high - value]], 0) for value, low, high in ((x, *x_bounds), (y, *y_bounds))]
+        axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="o", color=f"C{number % 10}", capsize=3, label=name)
+    axes.set_xlabel("mean return in the real environment, 95% interval")
+    axes.set_ylabel("mean return in the world, 95% interval")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=6)
+    figure.suptitle(title, fontsize=8, wrap=True)
+    return figure
+
+
 def plot_learning_curves(curves: Mapping[str, Sequence[Mapping[float, float]]], random: float, title: str) -> Figure:
     """Plot learning curves: a thin line per run, and the mean of each group where all its runs were evaluated.
 

@@ -76,9 +76,9 @@ def compare_returns(
         for name, values in table.items()
     }
     means = {name: float(values.mean()) for name, values in table.items()}
-    scores = {name: _mean_with_interval(means[name], drawn[name]) for name in table}
+    scores = {name: mean_with_interval(means[name], drawn[name]) for name in table}
     differences = {
-        a: {b: _mean_with_interval(means[a] - means[b], drawn[a] - drawn[b]) for b in table if b != a} for a in table
+        a: {b: mean_with_interval(means[a] - means[b], drawn[a] - drawn[b]) for b in table if b != a} for a in table
     }
     normalized: dict[str, MeanWithInterval | None] = {name: None for name in table if name not in (random, reference)}
     if reference is not None and reference != random and differences[reference][random].low > 0:
@@ -87,9 +87,7 @@ def compare_returns(
         with np.errstate(divide="ignore", invalid="ignore"):
             for name in normalized:
                 ratios = (drawn[name] - drawn[random]) / spans
-                normalized[name] = _mean_with_interval(
-                    (means[name] - means[random]) / span, ratios[np.isfinite(ratios)]
-                )
+                normalized[name] = mean_with_interval((means[name] - means[random]) / span, ratios[np.isfinite(ratios)])
     return ReturnComparison(scores, normalized, differences)
 
 
@@ -99,7 +97,10 @@ def _bootstrap_weights(generator: np.random.Generator, size: int, draws: int) ->
     return generator.multinomial(size, chances, draws) / size
 
 
-def _mean_with_interval(value: float, drawn: Floats) -> MeanWithInterval:
+def mean_with_interval(value: float, drawn: Floats) -> MeanWithInterval:
+    """Return a value with the interval of its bootstrap draws [d]; NaN bounds where there are none."""
+    if not drawn.size:
+        return MeanWithInterval(value, float("nan"), float("nan"))
     tail = (100 - CONFIDENCE_PERCENT) / 2
     low, high = np.percentile(drawn, [tail, 100 - tail])
     return MeanWithInterval(value, float(low), float(high))

@@ -16,12 +16,14 @@ from .evaluation_log import EvaluationLog as EvaluationLog
 from .evaluation_log import write_evaluation_video as write_evaluation_video
 from .exploration_noise import add_exploration_noise as add_exploration_noise
 from .frame_stacking import stack_frames as stack_frames
+from .imagined_returns import Trajectory as Trajectory
 from .lambda_returns import cumulative_discount as cumulative_discount
 from .online_learning import OnlineLearning as OnlineLearning
 from .optimizer_step import backward_and_step as backward_and_step
 from .optimizer_step import clip_and_step as clip_and_step
 from .optimizer_step import require_finite as require_finite
 from .optimizer_step import run_update as run_update
+from .partly_random_policy import PartlyRandomPolicy as PartlyRandomPolicy
 from .replay_buffer import ReplayBuffer as ReplayBuffer
 from .replay_storage import DeviceField as DeviceField
 from .replay_storage import HostField as HostField
