@@ -55,6 +55,7 @@ SIMULATORS = {
     "rssm-of-vectors": lambda: rssm_world((5,)),
     "muzero": lambda: muzero_world(),
     "muzero-of-vectors": lambda: muzero_world((5,), value_prefix_horizon=0),
+    "muzero-pooled-images": lambda: muzero_world(image_network="pooled", prediction_blocks=1, value_prefix_horizon=2),
     "pets": lambda: pets_world(),
     "pets-particles-continuous-actions": lambda: pets_world(3, TrajectorySampling(4, 1), predict_termination=False),
     "consistency": lambda: tdmpc2_world((40, 40, 3)),

@@ -93,6 +93,7 @@ def test_vjepa21_trains_the_networks_of_the_published_sizes(letter, millions):
         ("dreamer_v3_coinrun", "gym3"),
         ("dreamer_v3_dmc", "dm_control"),
         ("tdmpc2_dmc", "dm_control"),
+        ("efficientzero_minatar", "minatar"),
     ],
 )
 def test_the_agent_of_a_config_acts_in_its_environment(name, package, monkeypatch):

@@ -21,7 +21,8 @@ from vwm.rl.agent import Agent, ReplayBatch
 from vwm.rl.algorithms.actor import ActorConfig
 from vwm.rl.algorithms.actor_critic import CriticConfig
 from vwm.rl.algorithms.dreamer import Dreamer, DreamerImaginationConfig, DreamerOptimizerConfig
-from vwm.rl.algorithms.muzero import MuZeroAgent, MuZeroNetworkConfig
+from vwm.rl.algorithms.muzero import MuZeroAgent
+from vwm.rl.algorithms.muzero_config import MuZeroNetworkConfig
 from vwm.rl.algorithms.muzero_targets import MuZeroTargetConfig
 from vwm.rl.algorithms.planet import PlaNet
 from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2DistributionConfig, TDMPC2NetworkConfig

@@ -16,6 +16,7 @@ from .crafter import CrafterEnv as CrafterEnv
 from .held_actions import HeldActionEnv as HeldActionEnv
 from .lamp import LampEnv as LampEnv
 from .lane_following import RoadPoint as RoadPoint
+from .minatar import MinAtarEnv as MinAtarEnv
 from .procgen import ProcgenEnv as ProcgenEnv
 from .procgen import ProcgenRecordingEnv as ProcgenRecordingEnv
 from .recording import RecordingConfig as RecordingConfig

@@ -22,10 +22,11 @@ BUILT_IN_ENV_MODULES = {
     "vwm/TwoRooms-v0": "vwm.envs.two_rooms",
     "vwm/Lamp-v0": "vwm.envs.lamp",
     "vwm/Crafter-v0": "vwm.envs.crafter",
+    "vwm/MinAtar-v0": "vwm.envs.minatar",
     "vwm/World-v0": "vwm.worlds.gymnasium_env",
 }
 """Modules that register the ids of this package's own environments. ``vwm/World-v0`` is the simulator of a bundle."""
-ENV_PACKAGE_EXTRAS = {"crafter": "crafter", "dm_control": "dmc"}
+ENV_PACKAGE_EXTRAS = {"crafter": "crafter", "dm_control": "dmc", "minatar": "minatar"}
 """Extra of this package to install, by a part of the id."""
 
 
@@ -63,7 +64,7 @@ def make_env(env_id: str, options: Mapping[str, Any] | None = None) -> Any:
             raise ImportError(
                 f"{env_id}: there is no module {module!r}: install it, or put it in the current folder or on PYTHONPATH"
             ) from error
-        extra = next((extra for part, extra in ENV_PACKAGE_EXTRAS.items() if part in env_id), "envs")
+        extra = next((extra for part, extra in ENV_PACKAGE_EXTRAS.items() if part in env_id.lower()), "envs")
         raise ImportError(
             f"{env_id} needs a package that is not installed ({error}): pip install -e '.[{extra}]' in the clone"
         ) from error

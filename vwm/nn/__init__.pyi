@@ -65,6 +65,8 @@ from .gaussian_bottleneck import GaussianOutput as GaussianOutput
 from .grouped_query_attention import AttentionGeometry as AttentionGeometry
 from .grouped_query_attention import GroupedQueryAttention as GroupedQueryAttention
 from .grouped_query_attention import SinkGeometry as SinkGeometry
+from .image_augmentation import random_intensity as random_intensity
+from .image_augmentation import random_shift as random_shift
 from .kernel_device import kernels_of as kernels_of
 from .linear import OneDNNLinear as OneDNNLinear
 from .linear import onednn_linear as onednn_linear

@@ -25,6 +25,9 @@ from .optimizer_step import require_finite as require_finite
 from .optimizer_step import run_update as run_update
 from .partly_random_policy import PartlyRandomPolicy as PartlyRandomPolicy
 from .replay_buffer import ReplayBuffer as ReplayBuffer
+from .replay_priorities import ReplayPriorities as ReplayPriorities
+from .replay_priorities import SequencePriorities as SequencePriorities
+from .replay_priorities import SumTree as SumTree
 from .replay_storage import DeviceField as DeviceField
 from .replay_storage import HostField as HostField
 from .replay_storage import ReplayField as ReplayField

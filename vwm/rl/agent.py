@@ -22,6 +22,7 @@ from vwm.core.network_simulator import NetworkSimulator
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.capturable_optimizers import make_capturable, optimizer_settings, optimizer_tensors
 from vwm.rl.optimizer_step import run_update
+from vwm.rl.replay_priorities import ReplayPriorities
 
 PolicyCarry = Any
 """An agent's memory of each environment: a nested tuple or dict of tensors with the batch first."""
@@ -34,7 +35,8 @@ class ReplayBatch(NamedTuple):
         observation: [b, t, ...], as in ``TimeStep``.
         reward, is_first, is_last, is_terminal: [b, t].
         action: int64 [b, t] or float32 [b, t, a], taken at the time step; meaningless at the last step of an episode.
-        extras: what the agent itself stored with each time step, [b, t, ...] each.
+        extras: what the agent itself stored with each time step, [b, t, ...] each; prioritized replay adds
+            ``relative_probability`` [b], see ``ReplayBuffer.sample_by_priority``.
         indices: int64 [b, t], position of each time step in the replay buffer, to write extras back.
     """
 
@@ -64,11 +66,13 @@ class UpdateOutput(NamedTuple):
         extras: new values to write back, [b', t', ...] each.
         indices: int64 [b', t'], where to write them: only the positions whose extras are new, since of a time step that
             was drawn twice the last value written counts. None where there are no extras.
+        priorities: [b], new priorities of the sequences, where the agent has ``priorities``.
     """
 
     logs: Mapping[str, float]
     extras: Mapping[str, Tensor] = {}
     indices: Tensor | None = None
+    priorities: Tensor | None = None
 
 
 class ActingPolicy(Protocol):
@@ -105,6 +109,8 @@ class Agent(nn.Module, ABC):
         extras: what ``act`` stores in replay with every time step: shape and dtype by name.
         imagination_horizon: decisions that the agent looks ahead with its world model, of which evaluations compare
             imagined with real returns; 0 without a world model.
+        priorities: draws sequences by priorities that ``update`` returns; None draws them uniformly.
+        root_step: time step of a sequence whose priority counts.
         captured_steps, captured_updates: run acting and updates from captured graphs; None before ``accelerate``.
     """
 
@@ -115,6 +121,8 @@ class Agent(nn.Module, ABC):
     context_steps: int = 0
     imagination_horizon: int = 0
     extras: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    priorities: ReplayPriorities | None = None
+    root_step: int = 0
     captured_steps: CapturedSteps | None = None
     captured_updates: CapturedUpdates | None = None
 

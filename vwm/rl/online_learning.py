@@ -24,6 +24,7 @@ from vwm.rl.agent import Agent, PolicyCarry, ReplayBatch
 from vwm.rl.algorithm import Algorithm, StepMetrics, TrainingSetup
 from vwm.rl.evaluation import sample_random_actions, time_step_to_device
 from vwm.rl.replay_buffer import ReplayBuffer
+from vwm.rl.replay_priorities import SequencePriorities
 from vwm.rl.replay_storage import bytes_of_field
 
 DEVICE_MEMORY_SHARE = 0.4
@@ -232,13 +233,18 @@ class OnlineLearning(Algorithm):
         return rows
 
     def _update(self, agent: Agent) -> Mapping[str, float]:
-        batch = self.replay.sample(agent.batch_size, agent.batch_length, agent.single_episode, agent.context_steps)
+        if agent.priorities is None:
+            batch = self.replay.sample(agent.batch_size, agent.batch_length, agent.single_episode, agent.context_steps)
+        else:
+            batch = self.replay.sample_by_priority(agent.batch_size)
         began = time.perf_counter()
         with self.setup.runtime.autocast():
             output = agent.update(replay_batch_to_device(batch, agent.device))
         if output.indices is not None:
             extras = {name: _to_float32(value) for name, value in output.extras.items()}
             self.replay.update_extras(output.indices, extras)
+        if output.priorities is not None:
+            self.replay.update_priorities(batch, _to_float32(output.priorities))
         return {**output.logs, "seconds": time.perf_counter() - began}
 
     def _open_envs(self, setup: TrainingSetup) -> BatchedEnv:
@@ -264,7 +270,15 @@ class OnlineLearning(Algorithm):
         self, agent: Agent, setup: TrainingSetup, scratch_folder: Path, device: torch.device | None = None
     ) -> ReplayBuffer:
         folder = scratch_folder if self.replay_on_disk else None
-        return ReplayBuffer(self.replay_capacity, self.num_envs, agent.spaces, agent.extras, setup.seed, folder, device)
+        priorities = None
+        if agent.priorities is not None:
+            size = self.replay_capacity // self.num_envs
+            priorities = SequencePriorities(
+                self.num_envs, size, agent.batch_length, agent.root_step, config=agent.priorities
+            )
+        return ReplayBuffer(
+            self.replay_capacity, self.num_envs, agent.spaces, agent.extras, setup.seed, folder, device, priorities
+        )
 
     def _replay_device(self, agent: Agent) -> torch.device | None:
         """Return the device that keeps observations and extras; None for the host."""

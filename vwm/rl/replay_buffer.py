@@ -23,6 +23,7 @@ from torch import Tensor
 from vwm.core.atomic_files import atomic_write
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import ReplayBatch
+from vwm.rl.replay_priorities import SequencePriorities
 from vwm.rl.replay_storage import DeviceField, HostField, ReplayField
 
 MAX_SAMPLING_ATTEMPTS = 1000
@@ -40,6 +41,7 @@ class ReplayBuffer:
         folder: keep the ring in files there instead of in memory; scratch files, not those that ``save`` writes.
         device: keep observations and extras there, and read them there; None keeps them where the rest is. The samples
             are the same.
+        priorities: of the sequences, for ``sample_by_priority``.
 
     Raises:
         ValueError: the capacity is below one time step per environment.
@@ -54,6 +56,7 @@ class ReplayBuffer:
         seed: int = 0,
         folder: Path | None = None,
         device: torch.device | None = None,
+        priorities: SequencePriorities | None = None,
     ) -> None:
         if capacity < num_envs:
             raise ValueError(f"capacity={capacity} must be at least the number of environments, {num_envs}")
@@ -79,6 +82,7 @@ class ReplayBuffer:
         is_first = self.fields["is_first"]
         assert isinstance(is_first, HostField)  # which sequences are drawn is decided here
         self.is_first = is_first.flat
+        self.priorities = priorities
         self.num_added = 0
         self.num_saved = 0
         self.generator = np.random.default_rng(seed)
@@ -102,6 +106,8 @@ class ReplayBuffer:
         for name, value in {**time_step._asdict(), "action": action, **extras}.items():
             self.fields[name].write(position, value)
         self.num_added += 1
+        if self.priorities is not None:
+            self.priorities.follow(self.num_added)
 
     def can_sample(self, length: int) -> bool:
         """Return whether the buffer holds sequences of this length."""
@@ -136,6 +142,23 @@ class ReplayBuffer:
                 return self.gather(np.concatenate(sequences)[:batch])
         raise ValueError(f"too few episodes in the replay buffer are {length} time steps long: reduce the batch length")
 
+    def sample_by_priority(self, batch: int) -> ReplayBatch:
+        """Draw b sequences of the length that ``priorities`` has, in proportion to them.
+
+        The batch's extras also hold ``relative_probability`` float32 [b], with which each sequence was drawn, as a
+        multiple of the probability that all would have equally.
+        """
+        assert self.priorities is not None
+        env_indices, first, relative = self.priorities.draw(self.generator, batch)
+        times = (first[:, None] + np.arange(self.priorities.length)) % self.size
+        drawn = self.gather(env_indices[:, None] * self.size + times)
+        return drawn._replace(extras={**drawn.extras, "relative_probability": torch.from_numpy(relative)})
+
+    def update_priorities(self, batch: ReplayBatch, priorities: Tensor) -> None:
+        """Set the priorities [b] of a batch that ``sample_by_priority`` drew; of duplicates the last one counts."""
+        assert self.priorities is not None
+        self.priorities.update(batch.indices[:, self.priorities.root].numpy(), priorities.cpu().numpy())
+
     def gather(self, indices: NDArray[np.int64]) -> ReplayBatch:
         """Return the time steps at given indices, int64 [b, t]."""
         drawn = {name: field.read(indices) for name, field in self.fields.items()}
@@ -162,7 +185,8 @@ class ReplayBuffer:
             extras = {name: self.fields[name].dump(kept) for name in self.extras}
             _write_npz(folder / f"extras-{self.num_added:012d}.npz", extras)
         self.num_saved = self.num_added
-        return {"num_added": self.num_added, "generator": self.generator.bit_generator.state}
+        state = {"num_added": self.num_added, "generator": self.generator.bit_generator.state}
+        return state if self.priorities is None else {**state, "priorities": self.priorities.state_dict()}
 
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Restore the buffer as it was when ``save`` returned ``state``; files written later are ignored, not deleted.
@@ -188,6 +212,8 @@ class ReplayBuffer:
         if self.extras:
             self._load_segment(folder / f"extras-{self.num_added:012d}.npz", np.arange(oldest, self.num_added), oldest)
         self.generator.bit_generator.state = state["generator"]
+        if self.priorities is not None:
+            self.priorities.load_state_dict(state["priorities"])
 
     def prune(self, folder: Path) -> None:
         """Delete the files that the checkpoint saved or loaded last does not need: too old or written after it.

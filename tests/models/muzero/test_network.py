@@ -20,6 +20,13 @@ KINDS = {
     "vectors": {"observation_shape": [5]},
     "stacked": {"observation_shape": [5], "num_stacked_frames": 3},
     "images": {"observation_shape": [32, 48, 3], "num_stacked_frames": 2},
+    "pooled images": {
+        "observation_shape": [32, 48, 3],
+        "image_network": "pooled",
+        "prediction_blocks": 1,
+        "projector_layers": 3,
+        "predictor_hidden": 4,
+    },
     "no value prefix": {"observation_shape": [5], "value_prefix_horizon": 0, "num_blocks": 2},
 }
 
@@ -127,8 +134,33 @@ def test_a_loaded_network_equals_the_saved_one(tmp_path):
     assert torch.equal(loaded.represent(make_observations(net)).latent, net.represent(make_observations(net)).latent)
 
 
+@pytest.mark.parametrize("downsampling", [2, 4, 8, 16])
+def test_the_latent_grid_is_the_image_divided_by_the_downsampling(downsampling):
+    net = make_network(observation_shape=[32, 16, 3], image_downsampling=downsampling)
+    assert net.latent_shape == (12, 32 // downsampling, 16 // downsampling)
+    assert net.represent(make_observations(net)).latent.shape == (4, *net.latent_shape)
+
+
+def test_the_published_network_for_atari_has_its_grid_and_its_stages():
+    """96 x 96 pixels and four frames, arXiv 2111.00210, appendix A.1: two convolutions and two poolings halve them."""
+    with torch.device("meta"):
+        net = MuZeroNetwork(
+            [96, 96, 3], 6, 4, width=64, hidden=32, prefix_hidden=512, projection_size=1024, image_network="pooled",
+            prediction_blocks=1, projector_layers=3, predictor_hidden=512,
+        )  # fmt: skip
+        x, shapes = torch.empty(2, 12, 96, 96), []
+        for layer in net.representation:
+            x = layer(x)
+            shapes.append(tuple(x.shape[1:]))
+    assert shapes[0] == (32, 48, 48) and shapes[4] == (64, 24, 24) and shapes[6] == (64, 12, 12)
+    assert shapes[8:] == [(64, 6, 6), (64, 6, 6)] and net.latent_shape == (64, 6, 6)
+    assert net.value_support.bins == 601 and net.projector[1].in_features == 64 * 36
+
+
 def test_rejects_observations_of_other_shapes():
     with pytest.raises(ValueError, match=r"observation_shape=\[30, 32, 3\] must be"):
         MuZeroNetwork(observation_shape=[30, 32, 3])
+    with pytest.raises(ValueError, match="image_network='pooled' with image_downsampling=8: it must be"):
+        MuZeroNetwork(observation_shape=[32, 32, 3], image_network="pooled", image_downsampling=8)
     with pytest.raises(ValueError, match=r"observations must be \[b, 1, \[4\]\], got \[2, 3, 4\]"):
         MuZeroNetwork().represent(torch.zeros(2, 3, 4))

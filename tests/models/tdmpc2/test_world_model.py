@@ -4,7 +4,8 @@ from factories import randomize
 from torch.nn import functional as F
 
 from vwm.core.components import load_component, save_component
-from vwm.models.tdmpc2.world_model import TDMPC2WorldModel, random_shift
+from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
+from vwm.nn.image_augmentation import random_shift
 
 SMALL = {"action_dims": 2, "latent_size": 16, "width": 12, "encoder_width": 10, "num_bins": 11, "symlog_limit": 3.0}
 

@@ -7,71 +7,18 @@ import copy
 import pytest
 import torch
 from factories import randomize
+from muzero_agents import IMAGE_SPACES, SPACES, collect, make_agent, make_time_steps
 from torch import Tensor
 
 from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.planning.gumbel_search import GumbelMuZeroSearch
 from vwm.planning.puct_search import PUCTSearch
 from vwm.rl.agent import ReplayBatch
-from vwm.rl.algorithms.muzero import (
-    MuZeroAgent,
-    MuZeroLossWeights,
-    MuZeroNetworkConfig,
-    MuZeroTemperatureSchedule,
-    MuZeroTreeModel,
-    scale_latent_gradient,
-)
+from vwm.rl.algorithms.muzero import MuZeroAgent, MuZeroTreeModel, scale_latent_gradient
+from vwm.rl.algorithms.muzero_config import MuZeroLossWeights, MuZeroNetworkConfig, MuZeroTemperatureSchedule
 from vwm.rl.algorithms.muzero_targets import MuZeroTargetConfig, make_muzero_targets
 from vwm.rl.frame_stacking import stack_frames
-
-SPACES = EnvSpaces(ObservationSpace.of_shape((3,)), ActionSpace("discrete", 2))
-IMAGE_SPACES = EnvSpaces(ObservationSpace.of_shape((32, 32, 3)), ActionSpace("discrete", 3))
-SIZES = {"width": 16, "hidden": 16, "support_limit": 8, "prefix_hidden": 8, "projection_size": 8}
-
-
-def make_agent(spaces: EnvSpaces = SPACES, network: dict[str, int] | None = None, **changes) -> MuZeroAgent:
-    torch.manual_seed(0)
-    config = MuZeroNetworkConfig(**SIZES, **network or {})
-    return MuZeroAgent(spaces, **{"search": GumbelMuZeroSearch(4), "network": config, "batch_size": 6, **changes})
-
-
-def make_time_steps(count: int, num_envs: int = 2, spaces: EnvSpaces = SPACES, length: int = 4) -> list[TimeStep]:
-    """Episodes of a fixed length; their last time steps are terminal in the first environment only."""
-    generator = torch.Generator().manual_seed(3)
-    time_steps = []
-    for t in range(count):
-        shape = (num_envs, *spaces.observation.shape)
-        observation = (
-            torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-            if spaces.observation.is_image
-            else torch.randn(shape, generator=generator)
-        )
-        is_last = torch.tensor([t % length == length - 1] * num_envs)
-        time_steps.append(
-            TimeStep(
-                observation,
-                torch.rand(num_envs, generator=generator),
-                torch.tensor([t % length == 0] * num_envs),
-                is_last,
-                is_last & (torch.arange(num_envs) == 0),
-            )
-        )
-    return time_steps
-
-
-def collect(agent: MuZeroAgent, steps: int, num_envs: int = 2) -> ReplayBatch:
-    """Return a batch of time steps and of the agent's actions in them."""
-    carry, policy_steps = agent.init_carry(num_envs), []
-    time_steps = make_time_steps(steps, num_envs, agent.spaces)
-    for time_step in time_steps:
-        policy_steps.append(agent.act(carry, time_step, explore=True))
-        carry = policy_steps[-1].carry
-    stacked = TimeStep(*(torch.stack(x, 1) for x in zip(*time_steps, strict=True)))
-    extras = {name: torch.stack([step.extras[name] for step in policy_steps], 1) for name in agent.extras}
-    indices = torch.arange(num_envs * steps).view(num_envs, steps)
-    return ReplayBatch(*stacked, torch.stack([step.action for step in policy_steps], 1), extras, indices)
 
 
 @pytest.mark.parametrize("kind", ["vectors", "stacked vectors", "images"])
@@ -188,7 +135,7 @@ def test_reanalysis_searches_a_fraction_of_the_sequences_with_the_current_networ
     with torch.no_grad():
         state = agent.network.represent(batch.observation[:1].flatten(0, 1)[:, None])
         expected = agent.search.search(MuZeroTreeModel(agent.network), state, agent.target_config.discount)
-    _, extras, indices = agent.update(batch._replace(extras=stale))
+    _, extras, indices, _ = agent.update(batch._replace(extras=stale))
     torch.testing.assert_close(extras["policy"], expected.policy[None])
     torch.testing.assert_close(extras["value"], expected.value[None])
     assert indices is not None and torch.equal(indices, batch.indices[:1])  # the other sequences keep their extras
@@ -203,8 +150,8 @@ def test_bootstrap_from_network_takes_the_current_networks_values(reanalyze_frac
     for _ in range(3):
         agent.update(batch)
     used = []
-    agent.loss = lambda windows, action, targets: (
-        used.append(targets) or type(agent).loss(agent, windows, action, targets)
+    agent.loss = lambda windows, action, targets, weight: (
+        used.append(targets) or type(agent).loss(agent, windows, action, targets, weight)
     )
     with torch.no_grad():
         state = agent.network.represent(batch.observation.flatten(0, 1)[:, None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from muzero_agents import random_sequences
 
 from vwm.rl.algorithms.muzero_targets import MuZeroTargetConfig, make_muzero_targets, value_prefix_targets
 
@@ -35,18 +36,6 @@ def reference_targets(reward, is_first, is_last, is_terminal, value, config):
             targets["reward_mask"].append(float(not after_end or terminated))
             targets["observation_mask"].append(float(not after_end))
     return targets
-
-
-def random_sequences(seed: int, length: int, batch: int = 200):
-    """Sequences with terminated and truncated episodes, and with some first steps that follow no last step."""
-    generator = torch.Generator().manual_seed(seed)
-    last = torch.rand(batch, length, generator=generator) < 0.15
-    terminal = last & (torch.rand(batch, length, generator=generator) < 0.5)
-    first = torch.cat((torch.rand(batch, 1, generator=generator) < 0.3, last[:, :-1]), dim=1)
-    first |= torch.rand(batch, length, generator=generator) < 0.02
-    reward, value = torch.randn(2, batch, length, generator=generator, dtype=torch.float64)
-    policy = torch.rand(batch, length, 3, generator=generator, dtype=torch.float64)
-    return reward, first, last, terminal, policy, value
 
 
 @pytest.mark.parametrize(("unroll_steps", "td_steps"), [(5, 5), (3, 8), (8, 3), (1, 1)])

@@ -17,11 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
+from vwm.models.muzero.representation import (
+    ImageNetwork,
+    MuZeroResidualBlock,
+    image_representation,
+    layer_or_group_norm,
+    linear_or_conv,
+    vector_representation,
+)
 from vwm.nn.two_hot import symlog
 from vwm.nn.value_support import ScaledSupport
-
-IMAGE_DOWNSAMPLING = 16
-"""Ratio of image size to latent grid: 64 pixels give 4 positions and 96 pixels 6, as in both papers."""
 
 
 class MuZeroLatentState(NamedTuple):
@@ -59,7 +64,7 @@ class MuZeroNetwork(ModelMixin, ConfigMixin):
     """Representation, dynamics and prediction networks.
 
     Args:
-        observation_shape: [k] for vectors, [h, w, 3] for images with sides divisible by 16.
+        observation_shape: [k] for vectors, [h, w, 3] for images with sides divisible by ``image_downsampling``.
         num_actions: a.
         num_stacked_frames: f, number of observations in the input.
         width: d.
@@ -70,9 +75,13 @@ class MuZeroNetwork(ModelMixin, ConfigMixin):
             the exact time step of a reward need not be predicted; 0 predicts each reward independently (MuZero).
         prefix_hidden: size of that LSTM.
         projection_size: size of the projections in the consistency loss.
+        image_network, image_downsampling: see ``image_representation``.
+        prediction_blocks: residual blocks before the heads of policy and value.
+        projector_layers: layers of the projector in the consistency loss, 2 or more (EfficientZero: 3).
+        predictor_hidden: width of the predictor's hidden layer there; 0 takes ``projection_size``.
 
     Raises:
-        ValueError: the observation shape is another, or its sides are not divisible by 16.
+        ValueError: the observation shape is another, or its sides are not divisible by ``image_downsampling``.
     """
 
     @register_to_config
@@ -88,6 +97,11 @@ class MuZeroNetwork(ModelMixin, ConfigMixin):
         value_prefix_horizon: int = 5,
         prefix_hidden: int = 64,
         projection_size: int = 128,
+        image_network: ImageNetwork = "strided",
+        image_downsampling: int = 16,
+        prediction_blocks: int = 0,
+        projector_layers: int = 2,
+        predictor_hidden: int = 0,
     ) -> None:
         super().__init__()
         self.observation_shape = tuple(observation_shape)
@@ -96,22 +110,30 @@ class MuZeroNetwork(ModelMixin, ConfigMixin):
         self.from_pixels = len(observation_shape) == 3
         self.value_prefix_horizon = value_prefix_horizon
         sides = observation_shape[:2] if self.from_pixels else []
-        if len(observation_shape) not in (1, 3) or any(side % IMAGE_DOWNSAMPLING for side in sides):
+        if len(observation_shape) not in (1, 3) or any(side % image_downsampling for side in sides):
             raise ValueError(
                 f"observation_shape={observation_shape} must be [k], or [h, w, 3] with h and w divisible by "
-                f"{IMAGE_DOWNSAMPLING}"
+                f"image_downsampling={image_downsampling}"
             )
-        make_representation = _image_representation if self.from_pixels else _vector_representation
         inputs = num_stacked_frames * observation_shape[-1]
-        self.representation = nn.Sequential(*make_representation(inputs, width, num_blocks))
-        grid = [side // IMAGE_DOWNSAMPLING for side in sides]
+        self.representation = nn.Sequential(
+            *(
+                image_representation(inputs, width, num_blocks, image_network, image_downsampling)
+                if self.from_pixels
+                else vector_representation(inputs, width, num_blocks)
+            )
+        )
+        grid = [side // image_downsampling for side in sides]
         self.num_positions = math.prod(grid)
         self.latent_shape = (width, *grid)
-        self.action_projection = _linear_or_conv(width + num_actions, width, self.from_pixels)
-        self.action_projection_norm = _layer_or_group_norm(width, self.from_pixels)
+        self.action_projection = linear_or_conv(width + num_actions, width, self.from_pixels)
+        self.action_projection_norm = layer_or_group_norm(width, self.from_pixels)
         self.dynamics = nn.Sequential(*(MuZeroResidualBlock(width, self.from_pixels) for _ in range(num_blocks)))
         self.value_support = ScaledSupport(support_limit)
         bins = self.value_support.bins
+        self.prediction_body = nn.Sequential(
+            *(MuZeroResidualBlock(width, self.from_pixels) for _ in range(prediction_blocks))
+        )
         self.policy_head = nn.Sequential(self._head_body(width, hidden), _zero_init_linear(hidden, num_actions))
         self.value_head = nn.Sequential(self._head_body(width, hidden), _zero_init_linear(hidden, bins))
         self.reward_body = self._head_body(width, hidden)
@@ -127,19 +149,19 @@ class MuZeroNetwork(ModelMixin, ConfigMixin):
         self.projector = nn.Sequential(
             nn.Flatten(),
             *_simsiam_layer(width * self.num_positions, projection_size),
+            *(layer for _ in range(projector_layers - 2) for layer in _simsiam_layer(projection_size, projection_size)),
             nn.Linear(projection_size, projection_size, bias=False),
             nn.BatchNorm1d(projection_size, affine=False, track_running_stats=False),
         )
-        self.predictor = nn.Sequential(
-            *_simsiam_layer(projection_size, projection_size), nn.Linear(projection_size, projection_size)
-        )
+        inner = predictor_hidden or projection_size
+        self.predictor = nn.Sequential(*_simsiam_layer(projection_size, inner), nn.Linear(inner, projection_size))
 
     def _head_body(self, width: int, hidden: int) -> nn.Sequential:
         """Return a network from latents to vectors [b, hidden]."""
         layers: list[nn.Module] = []
         inputs = width
         if self.from_pixels:
-            layers = [nn.Conv2d(width, 16, 1), _layer_or_group_norm(16, True), nn.ReLU(), nn.Flatten()]
+            layers = [nn.Conv2d(width, 16, 1), layer_or_group_norm(16, True), nn.ReLU(), nn.Flatten()]
             inputs = 16 * self.num_positions
         return nn.Sequential(*layers, nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU())
 
@@ -172,6 +194,7 @@ class MuZeroNetwork(ModelMixin, ConfigMixin):
 
     def predict(self, latent: Tensor) -> MuZeroPrediction:
         """Predict policy and value of latents."""
+        latent = self.prediction_body(latent)
         return MuZeroPrediction(self.policy_head(latent), self.value_head(latent))
 
     def step(self, state: MuZeroLatentState, action: Tensor) -> MuZeroTransition:
@@ -217,54 +240,11 @@ class MuZeroNetwork(ModelMixin, ConfigMixin):
         return -F.cosine_similarity(projected, target, dim=-1)
 
 
-class MuZeroResidualBlock(nn.Module):
-    """Residual block of two layers."""
-
-    def __init__(self, width: int, from_pixels: bool) -> None:
-        super().__init__()
-        self.first = _linear_or_conv(width, width, from_pixels)
-        self.first_norm = _layer_or_group_norm(width, from_pixels)
-        self.second = _linear_or_conv(width, width, from_pixels)
-        self.second_norm = _layer_or_group_norm(width, from_pixels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, d, ...] -> [b, d, ...], non-negative."""
-        y = F.relu(self.first_norm(self.first(x)))
-        return F.relu(x + self.second_norm(self.second(y)))
-
-
 def min_max_normalize(latent: Tensor) -> Tensor:
     """Scale the latent of each batch entry to 0..1, the scale of actions (MuZero, appendix G)."""
     flat = latent.flatten(1)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     return ((flat - low) / (high - low).clamp(min=1e-5)).view_as(latent)
-
-
-def _vector_representation(inputs: int, width: int, blocks: int) -> list[nn.Module]:
-    first = [nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU()]
-    return [*first, *(MuZeroResidualBlock(width, False) for _ in range(blocks))]
-
-
-def _image_representation(inputs: int, width: int, blocks: int) -> list[nn.Module]:
-    """Four stages that halve the sides; the first has half the channels."""
-    layers: list[nn.Module] = []
-    for stage_width in (max(1, width // 2), width, width, width):
-        layers += [
-            nn.Conv2d(inputs, stage_width, 3, stride=2, padding=1),
-            _layer_or_group_norm(stage_width, True),
-            nn.ReLU(),
-        ]
-        layers += [MuZeroResidualBlock(stage_width, True) for _ in range(blocks)]
-        inputs = stage_width
-    return layers
-
-
-def _linear_or_conv(inputs: int, outputs: int, from_pixels: bool) -> nn.Module:
-    return nn.Conv2d(inputs, outputs, 3, padding=1) if from_pixels else nn.Linear(inputs, outputs)
-
-
-def _layer_or_group_norm(width: int, from_pixels: bool) -> nn.Module:
-    return nn.GroupNorm(1, width) if from_pixels else nn.LayerNorm(width)
 
 
 def _project(layers: nn.Sequential, x: Tensor, valid: Tensor | None) -> Tensor:

@@ -9,4 +9,3 @@ from .tanh_gaussian_policy import TanhGaussianPolicy as TanhGaussianPolicy
 from .tanh_gaussian_policy import TanhPolicyOutput as TanhPolicyOutput
 from .world_model import TDMPC2ImageEncoder as TDMPC2ImageEncoder
 from .world_model import TDMPC2WorldModel as TDMPC2WorldModel
-from .world_model import random_shift as random_shift

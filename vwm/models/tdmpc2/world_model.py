@@ -8,7 +8,6 @@ dimensions, d latent size.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
@@ -150,21 +149,3 @@ class TDMPC2ImageEncoder(nn.Module):
             x = layer(x.relu() if i else x)
         x = x.flatten(1)
         return sim_norm(x if self.output is None else self.output(x), self.simplex_size)
-
-
-def random_shift(frames: Tensor, max_shift: int = 3) -> Tensor:
-    """Shift each stack of images by random offsets, repeating the edges (DrQ-v2, arXiv 2107.09645).
-
-    The offsets come from torch's generator and are the same for all images of a stack.
-
-    Args:
-        frames: uint8 [b, s, h, w, 3].
-        max_shift: Largest offset in pixels, in each direction.
-    """
-    batch, _, height, width, _ = frames.shape
-    offset = torch.randint(-max_shift, max_shift + 1, (2, batch, 1), device=frames.device)
-    rows = (torch.arange(height, device=frames.device) + offset[0]).clamp(0, height - 1)
-    columns = (torch.arange(width, device=frames.device) + offset[1]).clamp(0, width - 1)
-    stacks = torch.arange(batch, device=frames.device)[:, None, None]
-    # Index tensors on both sides of a slice put their own dimensions first: [b, h, w, s, 3].
-    return frames[stacks, :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)

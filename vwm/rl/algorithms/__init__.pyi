@@ -39,10 +39,11 @@ from .linear_controller import ControllerCarry as ControllerCarry
 from .linear_controller import ControllerPolicy as ControllerPolicy
 from .linear_controller import LinearController as LinearController
 from .muzero import MuZeroAgent as MuZeroAgent
-from .muzero import MuZeroLossWeights as MuZeroLossWeights
-from .muzero import MuZeroNetworkConfig as MuZeroNetworkConfig
-from .muzero import MuZeroTemperatureSchedule as MuZeroTemperatureSchedule
 from .muzero import MuZeroTreeModel as MuZeroTreeModel
+from .muzero_config import MuZeroAugmentation as MuZeroAugmentation
+from .muzero_config import MuZeroLossWeights as MuZeroLossWeights
+from .muzero_config import MuZeroNetworkConfig as MuZeroNetworkConfig
+from .muzero_config import MuZeroTemperatureSchedule as MuZeroTemperatureSchedule
 from .muzero_targets import MuZeroTargetConfig as MuZeroTargetConfig
 from .muzero_targets import MuZeroTargets as MuZeroTargets
 from .pets import PETS as PETS

@@ -1,19 +1,20 @@
 """MuZero (arXiv 1911.08265) and EfficientZero (arXiv 2111.00210): act by tree search in a learned model.
 
-They differ in settings: the search (``PUCTSearch``, or ``GumbelMuZeroSearch`` with few simulations), the value prefix,
-the weight of the consistency loss, and how much is reanalyzed. Replay is sampled uniformly, without priorities, and
-reanalysis uses the current networks (as in MuZero; EfficientZero keeps older ones for it). The default optimizer is
-AdamW (the papers': ``{name: momentum, lr: 0.2}``).
+They differ in settings. EfficientZero has the value prefix, the consistency loss on shifted images, replay by
+priorities, fewer steps of returns for older data, and searches again with a target network; its later version and small
+machines take Gumbel MuZero's search. Each is an option of its own, see ``configs/agents/efficientzero_*.yaml``. The
+default optimizer is AdamW (the papers': ``{name: momentum, lr: 0.2}``).
 
 Legend: b batch, t time, f stacked frames, u unrolled steps, a actions.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ import torch
 from torch import Tensor
 
 from vwm.core.captured_steps import Step
-from vwm.core.checks import check_positive
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.muzero.network import MuZeroLatentState, MuZeroNetwork
 from vwm.models.muzero.simulator import MuZeroSimulator
@@ -30,14 +30,22 @@ from vwm.planning.puct_search import PUCTSearch
 from vwm.planning.tree_search import TreeSearch, TreeSearchResult
 from vwm.planning.tree_search_model import NodePrediction, TreeStep
 from vwm.rl.agent import Agent, PolicyStep, ReplayBatch, UpdateOutput
+from vwm.rl.algorithms.muzero_config import (
+    MuZeroAugmentation,
+    MuZeroLossWeights,
+    MuZeroNetworkConfig,
+    MuZeroTemperatureSchedule,
+)
 from vwm.rl.algorithms.muzero_targets import (
     MuZeroTargetConfig,
     MuZeroTargets,
+    corrected_td_steps,
     make_muzero_targets,
     value_prefix_targets,
 )
 from vwm.rl.frame_stacking import stack_frames
 from vwm.rl.optimizer_step import backward_and_step, require_finite
+from vwm.rl.replay_priorities import ReplayPriorities
 
 LATENT_GRADIENT_SCALE = 0.5
 """Fraction of the gradient that passes from a latent to the one before it (MuZero, appendix G)."""
@@ -49,13 +57,18 @@ class MuZeroTreeModel:
     Args:
         network: the network.
         run_step: computes a step, see ``Agent.run_step``.
+        name: of the step there.
     """
 
     def __init__(
-        self, network: MuZeroNetwork, run_step: Callable[[str, Step, Any, Any], tuple[Any, Any]] | None = None
+        self,
+        network: MuZeroNetwork,
+        run_step: Callable[[str, Step, Any, Any], tuple[Any, Any]] | None = None,
+        name: str = "expand",
     ) -> None:
         self.network = network
         self.run_step = run_step
+        self.name = name
 
     def predict(self, state: MuZeroLatentState) -> NodePrediction:
         """Predict policy and value; see ``TreeSearchModel.predict``."""
@@ -67,7 +80,7 @@ class MuZeroTreeModel:
         if self.run_step is None:
             state, (reward, prediction) = self._expand(state, action)
         else:
-            state, (reward, prediction) = self.run_step("expand", self._expand, state, action)
+            state, (reward, prediction) = self.run_step(self.name, self._expand, state, action)
         return TreeStep(state, reward, torch.zeros_like(reward, dtype=torch.bool), prediction)
 
     def _expand(
@@ -75,89 +88,6 @@ class MuZeroTreeModel:
     ) -> tuple[MuZeroLatentState, tuple[Tensor, NodePrediction]]:
         state, reward, _ = self.network.step(state, action)
         return state, (reward, self.predict(state))
-
-
-@dataclass(frozen=True)
-class MuZeroNetworkConfig:
-    """Sizes of the network.
-
-    Attributes:
-        num_stacked_frames, width, num_blocks, hidden, support_limit, value_prefix_horizon, prefix_hidden,
-            projection_size: see ``MuZeroNetwork``.
-
-    Raises:
-        ValueError: a size is out of range.
-    """
-
-    num_stacked_frames: int = 1
-    width: int = 64
-    num_blocks: int = 1
-    hidden: int = 64
-    support_limit: int = 300
-    value_prefix_horizon: int = 5
-    prefix_hidden: int = 64
-    projection_size: int = 128
-
-    def __post_init__(self) -> None:
-        check_positive(**{name: size for name, size in vars(self).items() if name != "value_prefix_horizon"})
-        if self.value_prefix_horizon < 0:
-            raise ValueError(
-                f"value_prefix_horizon must be 0 (no value prefix) or more, got {self.value_prefix_horizon}"
-            )
-
-
-@dataclass(frozen=True)
-class MuZeroLossWeights:
-    """Weights of the losses; the defaults are EfficientZero's.
-
-    Attributes:
-        policy, value, reward: of MuZero's losses.
-        consistency: of EfficientZero's consistency loss; 0 omits it.
-
-    Raises:
-        ValueError: a weight is negative.
-    """
-
-    policy: float = 1.0
-    value: float = 0.25
-    reward: float = 1.0
-    consistency: float = 2.0
-
-    def __post_init__(self) -> None:
-        for name, weight in vars(self).items():
-            if weight < 0:
-                raise ValueError(f"the loss weight {name} must be 0 or more, got {weight}")
-
-
-@dataclass(frozen=True)
-class MuZeroTemperatureSchedule:
-    """Temperature of the decisions in training, constant between milestones.
-
-    Attributes:
-        temperatures: one after another.
-        milestones: fractions of all updates after which the next temperature applies.
-
-    Raises:
-        ValueError: a temperature is not above 0, their number is wrong, or the milestones do not rise.
-    """
-
-    temperatures: tuple[float, ...] = (1.0, 0.5, 0.25)
-    milestones: tuple[float, ...] = (0.5, 0.75)
-
-    def __post_init__(self) -> None:
-        if len(self.temperatures) != len(self.milestones) + 1 or min(self.temperatures) <= 0:
-            raise ValueError(
-                "temperatures must be above 0 and one more than milestones, got temperatures "
-                f"{list(self.temperatures)} and milestones {list(self.milestones)}"
-            )
-        if sorted(self.milestones) != list(self.milestones):
-            raise ValueError(f"milestones must rise, got {list(self.milestones)}")
-
-    def temperature(self, updates: int, total_updates: int) -> float:
-        """Return the temperature after a number of updates; the first one while the total is 0 (unknown)."""
-        if not total_updates:
-            return self.temperatures[0]
-        return self.temperatures[sum(updates >= milestone * total_updates for milestone in self.milestones)]
 
 
 class MuZeroAgent(Agent):
@@ -170,6 +100,8 @@ class MuZeroAgent(Agent):
         optimizer: of the network.
         max_grad_norm: largest gradient norm.
         batch_size: sequences of an update.
+        priorities: draws sequences by the error of their root's value; None draws them uniformly.
+        augmentation: of images that are learned from.
 
     Raises:
         ValueError: continuous actions, or a setting that is out of range.
@@ -188,6 +120,8 @@ class MuZeroAgent(Agent):
         optimizer: OptimizerConfig = OptimizerConfig(name="adamw", lr=1e-3, betas=(0.9, 0.999), warmup=0),  # noqa: B008
         max_grad_norm: float = 5.0,
         batch_size: int = 128,
+        priorities: ReplayPriorities | None = None,
+        augmentation: MuZeroAugmentation = MuZeroAugmentation(),
     ) -> None:
         super().__init__()
         if spaces.actions.kind != "discrete":
@@ -203,6 +137,7 @@ class MuZeroAgent(Agent):
         self.spaces = spaces
         self.search = PUCTSearch() if search is None else search
         self.network = MuZeroNetwork(list(spaces.observation.shape), spaces.actions.size, **asdict(network))
+        self.target_network = copy.deepcopy(self.network).requires_grad_(False) if targets.target_interval else None
         self.target_config = targets
         self.loss_weights = loss_weights
         self.temperature_schedule = temperature_schedule
@@ -213,7 +148,12 @@ class MuZeroAgent(Agent):
         self.batch_size = batch_size
         self.batch_length = network.num_stacked_frames + targets.unroll_steps + targets.td_steps
         self.imagination_horizon = targets.unroll_steps
+        self.root_step = network.num_stacked_frames - 1
+        self.priorities = priorities
+        self.augment = augmentation
         self.extras = {"policy": ((spaces.actions.size,), torch.float32), "value": ((), torch.float32)}
+        if targets.staleness_fraction:
+            self.extras["collected"] = ((), torch.int64)
         self.register_buffer("updates", torch.zeros(2, dtype=torch.int64))
         """Updates done, and the total of the run (0: unknown)."""
 
@@ -249,36 +189,46 @@ class MuZeroAgent(Agent):
         is_first = time_step.is_first.view(-1, *[1] * (observation.ndim - 1))
         window = torch.cat((torch.where(is_first, observation, carry), observation), dim=1)
         result = self.run_search(window, self.temperature if explore else 0.0)
-        return PolicyStep(result.action, window[:, 1:], {"policy": result.policy, "value": result.value})
+        extras = {"policy": result.policy, "value": result.value}
+        if "collected" in self.extras:
+            extras["collected"] = self.updates[0].expand(len(observation))
+        return PolicyStep(result.action, window[:, 1:], extras)
 
-    def run_search(self, windows: Tensor, temperature: float) -> TreeSearchResult:
-        """Search from stacked observations [b, f, ...]."""
+    def run_search(self, windows: Tensor, temperature: float, target: bool = False) -> TreeSearchResult:
+        """Search from stacked observations [b, f, ...] with the network, or with the one that makes targets."""
         seeds = torch.randint(2**62, (len(windows),))
-        state, tree_model = self.network.represent(windows), MuZeroTreeModel(self.network, self.run_step)
+        tree_model = MuZeroTreeModel(self.network, self.run_step)
+        if target and self.target_network is not None:
+            tree_model = MuZeroTreeModel(self.target_network, self.run_step, "expand target")
+        state = tree_model.network.represent(windows)
         return self.search.search(tree_model, state, self.target_config.discount, seeds, temperature)
 
     # ----------------------------------------------------------------------------------------------------- learning
 
     def update(self, batch: ReplayBatch) -> UpdateOutput:
         """See ``Agent.update``; searching again and the learning rate's schedule are not part of what is captured."""
-        root = self.num_stacked_frames - 1  # index of the root's time step in the sequences
+        root, given = self.root_step, batch.extras
         num_reanalyzed = math.ceil(self.target_config.reanalyze_fraction * len(batch.observation))
         extras: dict[str, Tensor] = {}
         if num_reanalyzed:
             observation, is_first = batch.observation[:num_reanalyzed], batch.is_first[:num_reanalyzed]
             extras = self._reanalyze(stack_frames(observation, is_first, self.num_stacked_frames))
         updated = {
-            name: torch.cat((extras[name], batch.extras[name][num_reanalyzed:, root:]))
-            if num_reanalyzed
-            else batch.extras[name][:, root:]
-            for name in ("policy", "value")
+            name: torch.cat((extras[name], given[name][num_reanalyzed:, root:]))
+            if name in extras
+            else given[name][:, root:]
+            for name in self.extras
         }
+        if self.priorities is not None:
+            updated["weight"] = self._importance_weights(self.priorities, given["relative_probability"])
         self._set_learning_rate()
         learn = functools.partial(self.learn, num_reanalyzed=num_reanalyzed)
-        values, _ = self.run_update("update", learn, batch._replace(extras=updated))
-        return UpdateOutput(values, extras, batch.indices[:num_reanalyzed, root:] if num_reanalyzed else None)
+        values, priorities = self.run_update("update", learn, batch._replace(extras=updated))
+        self._update_target_network()
+        indices = batch.indices[:num_reanalyzed, root:] if num_reanalyzed else None
+        return UpdateOutput(values, extras, indices, priorities)
 
-    def learn(self, batch: ReplayBatch, num_reanalyzed: int) -> tuple[dict[str, Tensor], None]:
+    def learn(self, batch: ReplayBatch, num_reanalyzed: int) -> tuple[dict[str, Tensor], Tensor | None]:
         """Update the network once; see ``Agent.run_update``.
 
         Args:
@@ -286,34 +236,44 @@ class MuZeroAgent(Agent):
             num_reanalyzed: number of these sequences.
 
         Returns:
-            What to log.
+            What to log, and the errors of the roots' values [b] as priorities, where these are used.
         """
         windows = stack_frames(batch.observation, batch.is_first, self.num_stacked_frames)
-        root, value = self.num_stacked_frames - 1, batch.extras["value"]
+        root, config, value = self.root_step, self.target_config, batch.extras["value"]
         if self.target_config.bootstrap_from_network:
             value = torch.cat((value[:num_reanalyzed], self._predict_values(windows[num_reanalyzed:])))
+        td_steps = None
+        if config.staleness_fraction:
+            td_steps = corrected_td_steps(batch.extras["collected"][:, : config.unroll_steps + 1], self.updates, config)
         targets = make_muzero_targets(
-            batch.reward[:, root:],
+            batch.reward[:, root:].sign() if config.sign_rewards else batch.reward[:, root:],
             batch.is_first[:, root:],
             batch.is_last[:, root:],
             batch.is_terminal[:, root:],
             batch.extras["policy"],
             value,
-            self.target_config,
+            config,
+            td_steps,
         )
-        loss, logs = self.loss(windows, batch.action[:, root : root + self.target_config.unroll_steps], targets)
+        action, weight = batch.action[:, root : root + config.unroll_steps], batch.extras.get("weight")
+        loss, logs, priorities = self.loss(windows, action, targets, weight)
+        if td_steps is not None:
+            logs["td_steps"] = td_steps.double().mean()
         require_finite(logs)
         backward_and_step(loss, self.optimizer, self.max_grad_norm, self.network.parameters())
         self.updates[:1] += 1
-        return logs, None
+        return logs, None if self.priorities is None else priorities
 
-    def loss(self, windows: Tensor, action: Tensor, targets: MuZeroTargets) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of sequences, and its parts.
+    def loss(
+        self, windows: Tensor, action: Tensor, targets: MuZeroTargets, weight: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Compute the loss of sequences, its parts, and the absolute errors of the roots' values [b].
 
         Args:
             windows: stacked observations of the root and of the time steps after it, [b, u + 1 or more, f, ...].
             action: int64 [b, u].
             targets: see ``make_muzero_targets``.
+            weight: [b], of the sequences in the loss; None for 1.
         """
         network, u = self.network, self.target_config.unroll_steps
         action = torch.where(targets.action_valid, action, torch.randint_like(action, network.num_actions))
@@ -322,7 +282,7 @@ class MuZeroAgent(Agent):
             if network.value_prefix_horizon
             else targets.reward
         )
-        state = network.represent(windows[:, 0])
+        state = network.represent(self.augment(windows[:, 0]))
         reward_logits, latents = [], [state.latent]
         for step in range(u):
             state, _, logits = network.step(state._replace(latent=scale_latent_gradient(state.latent)), action[:, step])
@@ -344,10 +304,12 @@ class MuZeroAgent(Agent):
         if self.loss_weights.consistency:
             observed = targets.observation_mask > 0
             losses["consistency"] = self._consistency_loss(predicted[:, 1:], windows[:, 1 : u + 1], observed) / u
-        means = {name: values.sum(1).mean() for name, values in losses.items()}
+        per_sequence = {name: values.sum(1) for name, values in losses.items()}
+        means = {name: (x if weight is None else weight * x).mean() for name, x in per_sequence.items()}
         loss = torch.stack([getattr(self.loss_weights, name) * mean for name, mean in means.items()]).sum()
         logs = {f"loss_{name}": mean.detach() for name, mean in means.items()}
-        return loss, {"loss": loss.detach(), **logs, "root_value": targets.value[:, 0].mean()}
+        error = (network.value_support.mean(value[:, 0].detach()) - targets.value[:, 0]).abs()
+        return loss, {"loss": loss.detach(), **logs, "root_value": targets.value[:, 0].mean()}, error
 
     def _consistency_loss(self, predicted: Tensor, windows: Tensor, observed: Tensor) -> Tensor:
         """Compare predicted latents with the encoded observations.
@@ -361,7 +323,7 @@ class MuZeroAgent(Agent):
             Losses [b, u], 0 where not observed.
         """
         with torch.no_grad():
-            target = self.network.represent(windows.flatten(0, 1)).latent
+            target = self.network.represent(self.augment(windows.flatten(0, 1))).latent
         losses = self.network.consistency_loss(predicted.flatten(0, 1), target, observed.flatten())
         counts = observed & (observed.sum() >= 2)  # fewer are too few for the batch norm of the projections
         return losses.view(observed.shape).masked_fill(~counts, 0)
@@ -380,16 +342,27 @@ class MuZeroAgent(Agent):
             else:
                 group["lr"] = torch.tensor(rate, dtype=torch.float32, device=self.device)
 
+    def _importance_weights(self, priorities: ReplayPriorities, relative_probability: Tensor) -> Tensor:
+        """Return the weights [b] that undo the bias of the drawing, the largest of which is 1."""
+        weight = relative_probability ** -priorities.correction_at(*self.updates.tolist())
+        return weight / weight.max()
+
+    def _update_target_network(self) -> None:
+        """Copy the network to the target network after every interval of updates."""
+        if self.target_network is not None and int(self.updates[0]) % self.target_config.target_interval == 0:
+            self.target_network.load_state_dict(self.network.state_dict())
+
     @torch.no_grad()
     def _predict_values(self, windows: Tensor) -> Tensor:
-        """Return the network's values of stacked observations [b, t, f, ...] without a search: [b, t]."""
-        latent = self.network.represent(windows.flatten(0, 1)).latent
-        return self.network.value_support.mean(self.network.predict(latent).value_logits).view(windows.shape[:2])
+        """Return values for targets of stacked observations [b, t, f, ...] without a search: [b, t]."""
+        network = self.network if self.target_network is None else self.target_network
+        latent = network.represent(windows.flatten(0, 1)).latent
+        return network.value_support.mean(network.predict(latent).value_logits).view(windows.shape[:2])
 
     @torch.no_grad()
     def _reanalyze(self, windows: Tensor) -> dict[str, Tensor]:
         """Search from stacked observations [b, t, f, ...] again; return policies [b, t, a] and values [b, t]."""
-        result = self.run_search(windows.flatten(0, 1), temperature=0.0)
+        result = self.run_search(windows.flatten(0, 1), temperature=0.0, target=True)
         return {"policy": result.policy.unflatten(0, windows.shape[:2]), "value": result.value.view(windows.shape[:2])}
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vwm.core.checks import check_positive
+from vwm.core.checks import check_not_negative, check_positive
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,12 @@ class MuZeroTargetConfig:
             acting, which come from older networks.
         reanalyze_fraction: fraction of the sequences whose policies and values are searched again with the current
             network.
+        target_interval: updates after which the network that values and searches for targets come from is a new copy
+            of the trained one; 0 takes the trained network itself.
+        staleness_fraction: EfficientZero's off-policy correction: n of a time step is shorter by 1 for every such
+            fraction of all updates that were made since it was acted in, and 1 at least (the paper's tau is 0.3);
+            0 keeps n.
+        sign_rewards: learn the signs of rewards, as on Atari.
 
     Raises:
         ValueError: a value is out of range.
@@ -39,10 +45,15 @@ class MuZeroTargetConfig:
     discount: float = 0.997
     bootstrap_from_network: bool = False
     reanalyze_fraction: float = 0.0
+    target_interval: int = 0
+    staleness_fraction: float = 0.0
+    sign_rewards: bool = False
 
     def __post_init__(self) -> None:
         check_positive(unroll_steps=self.unroll_steps, td_steps=self.td_steps)
-        for name, value in (("discount", self.discount), ("reanalyze_fraction", self.reanalyze_fraction)):
+        check_not_negative(target_interval=self.target_interval)
+        for name in ("discount", "reanalyze_fraction", "staleness_fraction"):
+            value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {value}")
 
@@ -77,6 +88,7 @@ def make_muzero_targets(
     policy: Tensor,
     value: Tensor,
     config: MuZeroTargetConfig,
+    td_steps: Tensor | None = None,
 ) -> MuZeroTargets:
     """Make targets of sequences that start at the time step of the root.
 
@@ -85,10 +97,12 @@ def make_muzero_targets(
         policy: [b, u + n + 1, a], the search policies.
         value: [b, u + n + 1], the values of the search roots.
         config: see its class.
+        td_steps: int64 [b, u + 1], shorter numbers of rewards, 1..n; None takes n.
 
     Returns:
-        z[t] = sum of discount**(i - 1) reward[t + i] for i = 1..k + discount**k value[t + k], where k is n or, if the
-        episode ends sooner, the number of steps to its last time step; the value of a terminal time step is 0.
+        z[t] = sum of discount**(i - 1) reward[t + i] for i = 1..k + discount**k value[t + k], where k is n (or that of
+        ``td_steps``) or, if the episode ends sooner, the number of steps to its last time step; the value of a terminal
+        time step is 0.
     """
     u, n = config.unroll_steps, config.td_steps
     length = reward.shape[1]
@@ -100,13 +114,14 @@ def make_muzero_targets(
     time = torch.arange(length, device=reward.device)
     end = torch.where(is_end & ~after_end, time, length - 1).amin(1, keepdim=True)
     steps = time[: u + 1]
-    bootstrap = torch.minimum(steps + n, end)
+    bootstrap = torch.minimum(steps + (n if td_steps is None else td_steps), end)
     num_rewards = (bootstrap - steps).clamp(min=0)
     reward = torch.where(after_end, 0, reward)
     value = torch.where(absorbing, 0, value)
     returns = config.discount ** num_rewards.to(value.dtype) * value.gather(1, bootstrap)
     for i in range(1, n + 1):
-        returns = returns + config.discount ** (i - 1) * reward[:, i : i + u + 1]
+        term = config.discount ** (i - 1) * reward[:, i : i + u + 1]
+        returns = returns + (term if td_steps is None else torch.where(td_steps >= i, term, 0))
     before_end = ~(after_end | is_end)[:, : u + 1]
     return MuZeroTargets(
         value=torch.where(before_end, returns, 0),
@@ -123,3 +138,18 @@ def make_muzero_targets(
 def value_prefix_targets(reward: Tensor, horizon: int) -> Tensor:
     """Return sums of rewards [b, u] that restart after every ``horizon`` steps: EfficientZero's value prefix."""
     return torch.cat([part.cumsum(1) for part in reward.split(horizon, dim=1)], dim=1)
+
+
+def corrected_td_steps(collected: Tensor, updates: Tensor, config: MuZeroTargetConfig) -> Tensor:
+    """Return EfficientZero's n - floor(age / (tau total)), 1 at least, for time steps: int64 [b, t].
+
+    Args:
+        collected: int64 [b, t], updates that had been made when each time step was acted in.
+        updates: int64 [2], updates that have been made, and the total of the run; with a total of 0 (unknown), n stays.
+        config: n, and tau as ``staleness_fraction``.
+    """
+    made, total = updates.unbind()
+    age = (made - collected).clamp(min=0).double()
+    shorter = (age / (config.staleness_fraction * total.double()).clamp(min=1e-9)).floor()
+    shorter = torch.where(total > 0, shorter, 0)
+    return (config.td_steps - shorter).clamp(min=1).long()

@@ -23,7 +23,8 @@ from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.tdmpc2.q_ensemble import QEnsemble
 from vwm.models.tdmpc2.simulator import TDMPC2Simulator
 from vwm.models.tdmpc2.tanh_gaussian_policy import TanhGaussianPolicy
-from vwm.models.tdmpc2.world_model import TDMPC2WorldModel, random_shift
+from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
+from vwm.nn.image_augmentation import random_shift
 from vwm.nn.percentiles import percentiles
 from vwm.rl.agent import Agent, PolicyStep, ReplayBatch, UpdateOutput
 from vwm.rl.algorithms.tdmpc2_planner import TDMPC2Planner, TDMPC2PlannerConfig, draw_planner_noise
