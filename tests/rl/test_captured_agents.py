@@ -28,11 +28,14 @@ from vwm.rl.agent import Agent, ReplayBatch
 from vwm.rl.algorithms.actor import ActorConfig
 from vwm.rl.algorithms.actor_critic import CriticConfig
 from vwm.rl.algorithms.dreamer import Dreamer, DreamerImaginationConfig, DreamerOptimizerConfig
+from vwm.rl.algorithms.mbpo import MBPO
 from vwm.rl.algorithms.muzero import MuZeroAgent
 from vwm.rl.algorithms.muzero_config import MuZeroNetworkConfig
 from vwm.rl.algorithms.muzero_targets import MuZeroTargetConfig
 from vwm.rl.algorithms.pets import PETS
 from vwm.rl.algorithms.planet import PlaNet
+from vwm.rl.algorithms.sac import SAC
+from vwm.rl.algorithms.soft_actor_critic import SACConfig
 from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2NetworkConfig
 from vwm.rl.algorithms.tdmpc2_planner import TDMPC2PlannerConfig
 from vwm.rl.capturable_optimizers import make_capturable, optimizer_tensors
@@ -90,6 +93,17 @@ def pets() -> PETS:
     return PETS(spaces((5,), "continuous"), members=2, width=8, layers=1, particles=2, planner=planner, batch_size=6)
 
 
+def sac() -> SAC:
+    return SAC(spaces((5,), "continuous"), SACConfig(width=8, layers=1), batch_size=6)
+
+
+def mbpo() -> MBPO:
+    return MBPO(
+        spaces((5,), "continuous"), SACConfig(width=8, layers=1), members=3, width=8, layers=1, elites=2,
+        model_capacity=20, policy_updates=2, real_ratio=0.5, policy_batch_size=8, batch_size=6,
+    )  # fmt: skip
+
+
 def tdmpc2(shape: tuple[int, ...] = (5,), frames: int = 1) -> TDMPC2:
     networks = TDMPC2NetworkConfig(8, 1, 4, latent_size=16, width=8, num_q=3, dropout=0.1)
     planning = TDMPC2PlannerConfig(horizon=2, samples=8, elites=4, proposals=2, iterations=2)
@@ -115,6 +129,8 @@ AGENTS: dict[str, Callable[[], Agent]] = {
     "dreamer v1": partial(old_dreamer, 1),
     "planet": planet,
     "pets": pets,
+    "sac": sac,
+    "mbpo": mbpo,
     "tdmpc2": tdmpc2,
     "tdmpc2, images": partial(tdmpc2, (64, 64, 3), 3),
     "muzero": muzero,

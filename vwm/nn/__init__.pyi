@@ -75,6 +75,7 @@ from .lora import LoRALinear as LoRALinear
 from .lora import merge_lora as merge_lora
 from .lora import prepare_finetuning as prepare_finetuning
 from .loss_normalizer import LossNormalizer as LossNormalizer
+from .member_linear import MemberLinear as MemberLinear
 from .micro_batch import MicroBatch as MicroBatch
 from .micro_batch import StepMetrics as StepMetrics
 from .muon import Muon as Muon

@@ -31,4 +31,7 @@ from .replay_priorities import SumTree as SumTree
 from .replay_storage import DeviceField as DeviceField
 from .replay_storage import HostField as HostField
 from .replay_storage import ReplayField as ReplayField
+from .transitions import TransitionBuffer as TransitionBuffer
+from .transitions import Transitions as Transitions
+from .transitions import transitions_of as transitions_of
 from .world_policy import WorldPolicy as WorldPolicy

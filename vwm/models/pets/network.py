@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from vwm.core.checks import check_positive
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
+from vwm.nn.member_linear import MemberLinear
+from vwm.nn.precision import at_least_float32
 
 BOUND_LOSS_SCALE = 0.01
 """Weight of the loss that pulls the learned bounds of the log variances together (the authors' code)."""
@@ -77,7 +79,7 @@ class ProbabilisticEnsemble(ModelMixin, ConfigMixin):
         self.members = members
         inputs, outputs = observation_size + (num_actions or action_dims), 2 * (observation_size + 1)
         sizes = [inputs, *[width] * layers, outputs + predict_termination]
-        self.linear_layers = nn.ModuleList(_MemberLinear(members, *pair) for pair in pairwise(sizes))
+        self.linear_layers = nn.ModuleList(MemberLinear(members, *pair) for pair in pairwise(sizes))
         self.min_log_variance = nn.Parameter(torch.full((observation_size + 1,), INITIAL_BOUNDS[0]))
         self.max_log_variance = nn.Parameter(torch.full((observation_size + 1,), INITIAL_BOUNDS[1]))
         self.register_buffer("input_mean", torch.zeros(inputs))
@@ -105,8 +107,7 @@ class ProbabilisticEnsemble(ModelMixin, ConfigMixin):
         hidden = ((inputs - self.input_mean) / std).to(self.input_mean.dtype)
         for layer in self.linear_layers[:-1]:
             hidden = F.silu(layer(hidden))
-        outputs = self.linear_layers[-1](hidden)
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        outputs = at_least_float32(self.linear_layers[-1](hidden))
         size = self.config.observation_size + 1
         log_variance = self.max_log_variance - F.softplus(self.max_log_variance - outputs[..., size : 2 * size])
         log_variance = self.min_log_variance + F.softplus(log_variance - self.min_log_variance)
@@ -144,17 +145,3 @@ class ProbabilisticEnsemble(ModelMixin, ConfigMixin):
             logs["termination_loss"] = (shares * ends).sum().detach()
             loss = loss + (shares * ends).sum()
         return loss, logs
-
-
-class _MemberLinear(nn.Module):
-    """A linear layer of every member: [m, b, inputs] -> [m, b, outputs]."""
-
-    def __init__(self, members: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
-        std = 1 / (2 * math.sqrt(inputs))
-        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
-        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)

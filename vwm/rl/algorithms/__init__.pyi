@@ -14,6 +14,7 @@ from .actor_critic_policy import BinnedActionDistribution as BinnedActionDistrib
 from .actor_critic_policy import ClonedActorCriticPolicy as ClonedActorCriticPolicy
 from .actor_critic_policy import FeatureActorCriticPolicy as FeatureActorCriticPolicy
 from .actor_critic_policy import FrameActorCriticPolicy as FrameActorCriticPolicy
+from .branched_rollouts import RolloutLengthSchedule as RolloutLengthSchedule
 from .cma_es import CMAESSearch as CMAESSearch
 from .controller_evolution import ControllerEvolution as ControllerEvolution
 from .controller_evolution import ControllerFitnessConfig as ControllerFitnessConfig
@@ -38,6 +39,7 @@ from .laprop import LaProp as LaProp
 from .linear_controller import ControllerCarry as ControllerCarry
 from .linear_controller import ControllerPolicy as ControllerPolicy
 from .linear_controller import LinearController as LinearController
+from .mbpo import MBPO as MBPO
 from .muzero import MuZeroAgent as MuZeroAgent
 from .muzero import MuZeroTreeModel as MuZeroTreeModel
 from .muzero_config import MuZeroAugmentation as MuZeroAugmentation
@@ -53,6 +55,10 @@ from .policy_objectives import PolicyObjective as PolicyObjective
 from .policy_objectives import ReinforceObjective as ReinforceObjective
 from .ppo import PPO as PPO
 from .ppo import PPOPolicy as PPOPolicy
+from .sac import SAC as SAC
+from .soft_actor_critic import SACConfig as SACConfig
+from .soft_actor_critic import SoftActorCritic as SoftActorCritic
+from .soft_actor_critic import TwinCritics as TwinCritics
 from .tdmpc2 import TDMPC2 as TDMPC2
 from .tdmpc2 import TDMPC2Batch as TDMPC2Batch
 from .tdmpc2 import TDMPC2DistributionConfig as TDMPC2DistributionConfig

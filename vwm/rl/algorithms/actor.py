@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vwm.core.spaces import ActionSpace
 from vwm.nn.dense_layers import ActivationType, NormType, make_dense_mlp, make_output_layer
+from vwm.nn.precision import at_least_float32
 
 ContinuousDistributionKind = Literal["bounded_normal", "tanh_normal"]
 
@@ -88,8 +89,8 @@ class NormalActionDistribution(ActionDistribution):
     """
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
-        self.mean = mean.float()
-        self.std = std.float()
+        self.mean = at_least_float32(mean)
+        self.std = at_least_float32(std)
 
     def sample(self) -> Tensor:
         """See ``ActionDistribution``."""
@@ -119,6 +120,11 @@ class TanhNormalActionDistribution(NormalActionDistribution):
     def sample(self) -> Tensor:
         """See ``ActionDistribution``."""
         return super().sample().tanh()
+
+    def sample_with_log_prob(self) -> tuple[Tensor, Tensor]:
+        """Draw actions [..., a] as ``sample`` does, with their log-probabilities [...], exact where tanh saturates."""
+        unsquashed = super().sample()
+        return unsquashed.tanh(), super().log_prob(unsquashed) - _log_tanh_derivative(unsquashed).sum(-1)
 
     def mode(self) -> Tensor:
         """See ``ActionDistribution``; the squashed mean."""
@@ -201,7 +207,7 @@ class Actor(nn.Module):
 
     def forward(self, features: Tensor) -> ActionDistribution:
         """Return the action distributions [...] for features [..., d]."""
-        outputs = self.output(self.body(features)).float()
+        outputs = at_least_float32(self.output(self.body(features)))
         if self.discrete:
             return CategoricalActionDistribution(outputs, self.unimix)
         mean, raw = outputs.chunk(2, dim=-1)

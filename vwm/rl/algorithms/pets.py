@@ -16,6 +16,7 @@ from vwm.planning.sampling_planner import NegativeReturnObjective, SamplingPlann
 from vwm.rl.agent import Agent, PolicyStep, ReplayBatch, UpdateOutput
 from vwm.rl.exploration_noise import add_exploration_noise
 from vwm.rl.optimizer_step import backward_and_step, require_finite
+from vwm.rl.transitions import Transitions, transitions_of
 
 
 class PETS(Agent):
@@ -97,7 +98,7 @@ class PETS(Agent):
 
     def observe(self, carry: tuple[()], time_step: TimeStep, action: Tensor) -> PolicyStep:
         """See ``Agent.observe``; without planning."""
-        counts = torch.poisson(torch.ones(len(time_step.reward), self.dynamics.members))
+        counts = draw_bootstrap_counts(len(time_step.reward), self.dynamics.members)
         return PolicyStep(action, carry, {"bootstrap": counts})
 
     def update(self, batch: ReplayBatch) -> UpdateOutput:
@@ -108,15 +109,8 @@ class PETS(Agent):
 
     def learn(self, batch: ReplayBatch) -> tuple[dict[str, Tensor], None]:
         """Update all members once; see ``Agent.run_update``. Returns what to log."""
-        before, after = batch.observation.float().unbind(1)
-        inputs = self.dynamics.inputs(before, batch.action[:, 0])
-        self.dynamics.count_inputs(inputs)
-        loss, logs = self.dynamics.loss(
-            inputs, after - before, batch.reward[:, 1], batch.is_terminal[:, 1], batch.extras["bootstrap"][:, 0].T
-        )
-        require_finite(logs)
-        backward_and_step(loss, self.optimizer, self.max_grad_norm, self.dynamics.parameters())
-        return logs, None
+        weights = batch.extras["bootstrap"][:, 0].T
+        return learn_ensemble(self.dynamics, self.optimizer, transitions_of(batch), weights, self.max_grad_norm), None
 
     def accelerate(self, backend: CaptureBackend | None) -> None:
         """See ``Agent.accelerate``; the steps of plans are captured."""
@@ -130,3 +124,35 @@ class PETS(Agent):
     def simulator(self, title: str = "world", fps: float = 15.0) -> PETSSimulator:
         """See ``Agent.simulator``."""
         return PETSSimulator(self.dynamics, self.spaces.actions, title=title, fps=fps, context_frames=1)
+
+
+def draw_bootstrap_counts(batch: int, members: int) -> Tensor:
+    """Draw how often each transition is in the bootstrap sample of each member, float32 [batch, members]."""
+    return torch.poisson(torch.ones(batch, members))
+
+
+def learn_ensemble(
+    dynamics: ProbabilisticEnsemble,
+    optimizer: torch.optim.Optimizer,
+    batch: Transitions,
+    weights: Tensor,
+    max_grad_norm: float,
+) -> dict[str, Tensor]:
+    """Update all members of an ensemble once. Returns what to log.
+
+    Args:
+        dynamics, optimizer: the ensemble, and of its parameters.
+        batch: transitions.
+        weights: float [m, b], see ``ProbabilisticEnsemble.loss``.
+        max_grad_norm: largest gradient norm.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    before, after = batch.observation.float(), batch.next_observation.float()
+    inputs = dynamics.inputs(before, batch.action)
+    dynamics.count_inputs(inputs)
+    loss, logs = dynamics.loss(inputs, after - before, batch.reward, batch.terminal, weights)
+    require_finite(logs)
+    backward_and_step(loss, optimizer, max_grad_norm, dynamics.parameters())
+    return logs
