@@ -121,6 +121,24 @@ def test_names_of_other_packages_are_found_wherever_they_are(text: str) -> None:
     assert list(find_untrusted_names({"a": [{"b": text}]})) == [("a[0].b", text)]
 
 
+def test_data_that_are_read_in_place_are_named_and_found_above_the_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "lerobot:data/aloha?cameras=top,wrist&size=96"
+    (tmp_path / "data" / "aloha").mkdir(parents=True)
+    for path in (address, [address], {address: 2.0}):
+        config = {"data": {"class_path": "vwm.data.VideoDataModule", "init_args": {"path": path}}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        assert read_saved_config(RunFolder(folder)) == config
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"path": address}}}))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = read_saved_config(RunFolder(folder))["data"]["init_args"]["path"]
+    assert found == f"lerobot:{tmp_path}/data/aloha?cameras=top,wrist&size=96"
+    for key in ("model", "environment"):  # only data have addresses
+        assert list(find_untrusted_names({key: {"init_args": {"path": "lerobot:data/aloha"}}}))
+
+
 def test_a_config_of_billions_of_aliases_is_refused_at_once(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]

@@ -16,6 +16,8 @@ ENV_PREFIXES = frozenset({"procgen", "shimmy"})
 _trusted = {"vwm"}
 _ENV_ID = re.compile(r"([A-Za-z_][\w.]*):(?!//|\d+$)\S+")
 """``module:Id``; not a URL and not ``cuda:1``."""
+_DATA_PATH = re.compile(r"data\.init_args\.(?:val_)?path(?:\[\d+\])?")
+"""Keys of data sets. Their addresses, such as ``lerobot:data/aloha``, name a format of this package and no module."""
 _DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 
 
@@ -32,8 +34,9 @@ def is_trusted_package(name: str) -> bool:
 def find_untrusted_names(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Find what a configuration would import from packages that are not trusted.
 
-    Every text is checked, whatever its key: classes and functions (``package.Class``, also inside a type expression),
-    and environment ids (``module:Id``). Texts with a slash or a space before the first colon are paths and titles.
+    Every text is checked, whatever its key, but for paths of data: classes and functions (``package.Class``, also
+    inside a type expression), and environment ids (``module:Id``). Texts with a slash or a space before the first colon
+    are paths and titles.
 
     Args:
         value: nested mappings, sequences and plain values.
@@ -48,7 +51,7 @@ def find_untrusted_names(value: Any, key: str = "") -> Iterator[tuple[str, str]]
     elif isinstance(value, list | tuple):
         for i, below in enumerate(value):
             yield from find_untrusted_names(below, f"{key}[{i}]")
-    elif isinstance(value, str) and not _is_trusted_text(value):
+    elif isinstance(value, str) and not (_DATA_PATH.fullmatch(key) or _is_trusted_text(value)):
         yield key, value
 
 

@@ -23,12 +23,15 @@ from .datamodule import ClipLoader as ClipLoader
 from .datamodule import VideoDataModule as VideoDataModule
 from .episode import Episode as Episode
 from .episode_entry import EpisodeIndexEntry as EpisodeIndexEntry
+from .episode_entry import ShardIndex as ShardIndex
 from .episode_selection import key_hash as key_hash
 from .frame_reading import read_frames as read_frames
 from .frame_size import choose_frame_size as choose_frame_size
 from .import_manifest import ImportSettings as ImportSettings
 from .import_manifest import ImportShard as ImportShard
 from .importing import import_dataset as import_dataset
+from .in_place import InPlaceAddress as InPlaceAddress
+from .in_place import short_data_name as short_data_name
 from .ingest import IngestEngine as IngestEngine
 from .ingest import IngestOutcome as IngestOutcome
 from .ingest import choose_engine as choose_engine
@@ -45,10 +48,10 @@ from .mixtures import DataSet as DataSet
 from .mixtures import EpisodeBuckets as EpisodeBuckets
 from .mixtures import MixtureOptions as MixtureOptions
 from .mixtures import list_data_sets as list_data_sets
+from .recent_items import RecentItems as RecentItems
 from .remote_blocks import RecentPieces as RecentPieces
 from .remote_blocks import RemoteShard as RemoteShard
 from .shard_cache import ShardCache as ShardCache
-from .shard_index import ShardIndex as ShardIndex
 from .shard_index import is_shard_complete as is_shard_complete
 from .shard_index import list_shards as list_shards
 from .shard_index import load_shard_index as load_shard_index
@@ -68,5 +71,7 @@ from .video_encoding import FrameEncoder as FrameEncoder
 from .video_encoding import encode_video as encode_video
 from .video_encoding import write_video as write_video
 from .video_episodes import VideoClip as VideoClip
+from .video_episodes import resize_and_crop as resize_and_crop
+from .video_packets import read_file_frames as read_file_frames
 from .workers import JobRunner as JobRunner
 from .workers import run_jobs as run_jobs

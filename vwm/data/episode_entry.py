@@ -55,6 +55,27 @@ class EpisodeIndexEntry:
         return "frames.npy" in self.members or self.video_extension is not None
 
 
+@dataclass(frozen=True)
+class ShardIndex:
+    """The table of contents of one tar.
+
+    Attributes:
+        tar: file name.
+        size: of the tar in bytes.
+        hash: of the names and bytes of its members.
+        episodes: in the order of the tar.
+        block_sums: checksums of the blocks of the tar, see ``checksum_blocks``; empty in indices that have none.
+        tag: ETag of the object of a store when the index was loaded; not part of the stored index.
+    """
+
+    tar: str
+    size: int
+    hash: str
+    episodes: tuple[EpisodeIndexEntry, ...]
+    block_sums: str = ""
+    tag: str = ""
+
+
 def make_episode_entry(
     shard: str, key: str, members: dict[str, tuple[int, int]], headers: dict[tuple[str, str], bytes]
 ) -> EpisodeIndexEntry | None:

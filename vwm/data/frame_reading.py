@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vwm.data.in_place import is_in_place, read_in_place_frames
 from vwm.data.shard_index import EpisodeIndexEntry
 from vwm.data.shard_reading import read_array_rows
 
@@ -25,6 +26,8 @@ def read_frames(path: str, entry: EpisodeIndexEntry, indices: Sequence[int]) -> 
     Raises:
         ValueError: the episode has no frames (only latents), or not as many.
     """
+    if is_in_place(path):
+        return read_in_place_frames(path, entry, indices)
     if "frames.npy" in entry.members:
         start = indices[0]
         rows = read_array_rows(path, entry, "frames", start, indices[-1] + 1)

@@ -25,9 +25,9 @@ from vwm.data.episode import Episode
 from vwm.data.frame_size import choose_frame_size
 from vwm.data.import_manifest import ImportSettings, ImportShard, plan_shards, save_import_manifest
 from vwm.data.importers.source import ActionBounds, EpisodeSource, SourceEpisode
+from vwm.data.importers.source_values import choose_cameras, convert_values, describe_episode, resize_views
 from vwm.data.shard_manifest import map_shards
 from vwm.data.shards import ShardWriter
-from vwm.data.video_episodes import resize_and_crop
 from vwm.data.workers import run_jobs
 
 ImportKind = Literal[
@@ -91,7 +91,7 @@ def import_dataset(
     """
     settings = _make_settings(kind, source, cameras, size, height, width, clip_length, fps, episodes_per_shard)
     opened = open_source(kind, source)
-    settings = ImportSettings(**vars(settings) | {"cameras": _choose_cameras(opened, settings.cameras, source)})
+    settings = ImportSettings(**vars(settings) | {"cameras": choose_cameras(opened, settings.cameras, str(source))})
     bounds = opened.action_bounds()
     with lock_folder(out, "import"):
         remove_folder_leftovers(out)
@@ -152,24 +152,6 @@ def _make_settings(
     return ImportSettings(kind, str(source.resolve()), chosen, height, width, clip_length, fps, episodes_per_shard)
 
 
-def _choose_cameras(opened: EpisodeSource, wanted: tuple[str, ...], source: Path) -> tuple[str, ...]:
-    """Return full names of cameras; the last part of a name, such as ``wrist``, is enough where it is unique."""
-    listed = ", ".join(opened.cameras)
-    if not opened.cameras:
-        raise ValueError(f"{source}: has no camera, and no frames without one")
-    if not wanted:
-        if len(opened.cameras) > 1:
-            raise ValueError(f"{source}: has {len(opened.cameras)} cameras ({listed}): choose by --cameras")
-        return opened.cameras
-    chosen = []
-    for name in wanted:
-        found = [c for c in opened.cameras if c == name] or [c for c in opened.cameras if c.split(".")[-1] == name]
-        if len(found) != 1:
-            raise ValueError(f"{source}: has no camera {name}; its cameras are {listed}")
-        chosen += found
-    return tuple(chosen)
-
-
 def _import_shard(settings: ImportSettings, out: Path, bounds: ActionBounds | None, shard: ImportShard) -> ImportShard:
     """Write a shard; nothing is written where none of its episodes can be read."""
     result = ImportShard(shard.name, shard.sources, done=True)
@@ -205,17 +187,9 @@ def _read_episodes(
         raise ValueError(f"has {len(frames)} frames, but {found.length} are stated")
     if len(frames) < 2:
         raise ValueError("has fewer than 2 frames")
-    values = {name: getattr(found, name) for name in ("actions", "rewards", "state")}
-    if bounds is not None and values["actions"] is not None:
-        values["actions"] = bounds.normalize(values["actions"])
-    meta: dict[str, Any] = {"source": name, "cameras": list(settings.cameras), "camera_widths": widths, **found.meta}
-    if found.fps or settings.fps:
-        meta["fps"] = found.fps or settings.fps
-    if bounds is not None:
-        meta |= {"action_low": bounds.low.tolist(), "action_high": bounds.high.tolist()}
-        meta |= {"action_names": list(opened.action_names)} if opened.action_names else {}
-    if found.state is not None and opened.state_names:
-        meta["state_names"] = list(opened.state_names)
+    values = convert_values(found, bounds)
+    views = dict(zip(settings.cameras, widths, strict=True))
+    meta = describe_episode(opened, name, found, views, bounds, settings.fps)
     starts = [s for s in range(0, len(frames), settings.clip_length) if len(frames) - s >= 2]
     return [_cut(frames, values, found.terminated, meta, start, settings.clip_length) for start in starts]
 
@@ -229,8 +203,8 @@ def _cut(
     return Episode(
         frames[piece],
         actions=None if actions is None else actions[piece],
-        rewards=None if rewards is None else np.asarray(rewards[piece], np.float32),
-        state=None if state is None else np.asarray(state[piece], np.float32),
+        rewards=None if rewards is None else rewards[piece],
+        state=None if state is None else state[piece],
         terminated=ends,
         truncated=not ends,
         meta=meta | {"first_source_frame": start},
@@ -244,10 +218,7 @@ def _join_cameras(settings: ImportSettings, found: SourceEpisode, widths: list[i
     for number, pictures in enumerate(itertools.zip_longest(*views)):
         if any(picture is None for picture in pictures):
             raise ValueError("its cameras have different numbers of frames")
-        resized = [resize_and_crop(picture, settings.height, settings.width) for picture in pictures]
-        if len({picture.shape[0] for picture in resized}) > 1:
-            sizes = ", ".join(f"{p.shape[1]}x{p.shape[0]}" for p in resized)
-            raise ValueError(f"its cameras have frames of different heights ({sizes}): give --size to resize them")
+        resized = resize_views(pictures, settings.height, settings.width)
         widths[:] = widths or [picture.shape[1] for picture in resized]
         frame = np.concatenate(resized, axis=1)
         first = first or frame.shape

@@ -25,6 +25,7 @@ from vwm.core.command_output import (
 )
 from vwm.data.composite_statistics import CompositeActionStatistics
 from vwm.data.frame_reading import read_frames
+from vwm.data.in_place import short_data_name
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards, load_shard_indices
 from vwm.data.shard_reading import read_array, read_episode_metadata
 
@@ -94,7 +95,7 @@ def inspect_dataset(data: str, sheet: Path | None = None) -> None:
     if sheet is not None:
         write_contact_sheet(shards, indices, sheet)
         print_output(sheet, "a contact sheet")
-    print_next_command(format_training(data, Path(data).stem))
+    print_next_command(format_training(data, Path(short_data_name(data)).stem))
 
 
 def _count_shard(statistics: DatasetStatistics, shard: str, index: ShardIndex) -> None:

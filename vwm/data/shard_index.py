@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,33 +33,14 @@ from vwm.core.remote_files import (
     retry,
 )
 from vwm.data.episode_entry import EpisodeIndexEntry as EpisodeIndexEntry
+from vwm.data.episode_entry import ShardIndex as ShardIndex
 from vwm.data.episode_entry import make_episode_entry
+from vwm.data.in_place import find_in_place, is_in_place, load_in_place_index
 from vwm.data.remote_blocks import checksum_blocks, know_shard
 from vwm.data.shard_cache import shard_cache_path
 from vwm.data.video_formats import VIDEO_EXTENSIONS
 
 INDEX_VERSION = 2
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """The table of contents of one tar.
-
-    Attributes:
-        tar: file name.
-        size: of the tar in bytes.
-        hash: of the names and bytes of its members.
-        episodes: in the order of the tar.
-        block_sums: checksums of the blocks of the tar, see ``checksum_blocks``; empty in indices that have none.
-        tag: ETag of the object of a store when the index was loaded; not part of the stored index.
-    """
-
-    tar: str
-    size: int
-    hash: str
-    episodes: tuple[EpisodeIndexEntry, ...]
-    block_sums: str = ""
-    tag: str = ""
 
 
 def shard_index_path(shard: str | os.PathLike[str]) -> str:
@@ -184,6 +165,8 @@ def load_shard_index(shard: str) -> ShardIndex:
     Args:
         shard: local path or fsspec address (``s3://``, ``gs://``, ``https://``, ...).
     """
+    if is_in_place(shard):
+        return load_in_place_index(shard)
     now = shard_fingerprint(shard)
     index = _find_index(shard, now)
     if is_remote(shard):
@@ -261,13 +244,17 @@ def list_shards(path: str | os.PathLike[str]) -> list[str]:
     """List the shards of a data set, sorted by name.
 
     Args:
-        path: a folder, a tar, or an fsspec address of either; a pattern with ``*`` is expanded.
+        path: a folder, a tar, or an fsspec address of either; a pattern with ``*`` is expanded. Of a data set that is
+            read in place (see ``vwm.data.in_place``), its address or folder.
 
     Raises:
         FileNotFoundError: no shard was found.
+        ValueError: the address of a data set that is read in place is invalid.
     """
     text = str(path)
-    found = _list_remote_shards(text) if is_remote(text) else _list_local_shards(text)
+    if is_in_place(text):
+        return find_in_place(text)
+    found = _list_remote_shards(text) if is_remote(text) else _list_local_shards(text) or find_in_place(text)
     if not found:
         raise FileNotFoundError(
             f"no shards at {path}: looked for {text}. Create shards with `vwm record ENV {path}` "

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vwm.core.json_files import parse_json_object
 from vwm.core.remote_files import is_remote
 from vwm.data.episode_entry import EpisodeIndexEntry, parse_npy_header
+from vwm.data.in_place import is_in_place, read_in_place_metadata, read_in_place_rows
 from vwm.data.remote_blocks import read_remote_bytes
 
 NPY_HEADER_BYTES = 128
@@ -63,6 +64,8 @@ def read_member(path: str, entry: EpisodeIndexEntry, extension: str) -> bytes:
 
 def read_array(path: str, entry: EpisodeIndexEntry, field: str) -> NDArray[Any]:
     """Read an array of an episode (``actions``, ``rewards``, ``state``, ...), [T, ...]."""
+    if is_in_place(path):
+        return read_in_place_rows(path, entry, field, 0, None)
     data = read_member(path, entry, f"{field}.npy")
     try:
         shape, dtype, header_size = parse_npy_header(data)
@@ -77,6 +80,8 @@ def read_array_rows(path: str, entry: EpisodeIndexEntry, field: str, start: int,
     Raises:
         ValueError: the array has too few rows, or values that are not finite.
     """
+    if is_in_place(path):
+        return read_in_place_rows(path, entry, field, start, stop)
     offset, size = entry.members[f"{field}.npy"]
     header = read_bytes(path, offset, min(size, NPY_HEADER_BYTES))
     try:
@@ -98,6 +103,8 @@ def read_array_rows(path: str, entry: EpisodeIndexEntry, field: str, start: int,
 
 def read_episode_metadata(path: str, entry: EpisodeIndexEntry) -> dict[str, Any]:
     """Read the JSON member of an episode (fps, source, action names, ...); an empty dictionary if it has none."""
+    if is_in_place(path):
+        return read_in_place_metadata(path, entry)
     if "json" not in entry.members:
         return {}
     return parse_json_object(read_member(path, entry, "json"), f"{path}:{entry.key}.json")

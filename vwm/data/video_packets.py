@@ -1,10 +1,11 @@
-"""Read frames of the videos in shards, by the byte ranges of their packets."""
+"""Read frames of videos, in shards or files of their own, by the byte ranges of their packets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import av
@@ -13,7 +14,10 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vwm.data.shard_reading import read_bytes
-from vwm.data.video import decode_frames, open_video, video_stream
+from vwm.data.video import VideoSource, decode_frames, open_video, video_stream
+
+PACKED_CODECS = ("h264", "av1")
+"""Codecs whose packets are decoded without their container, in its order. An AV1 packet may hold hidden frames too."""
 
 
 def read_video_frames(path: str, offset: int, size: int, indices: Sequence[int], name: str) -> NDArray[np.uint8]:
@@ -28,6 +32,28 @@ def read_video_frames(path: str, offset: int, size: int, indices: Sequence[int],
     packets = _packet_table(path, offset, size, name)
     frames = None if packets is None else _decode_packets(path, packets, indices)
     return decode_frames(_read_video(path, offset, size), indices, name) if frames is None else frames
+
+
+def read_file_frames(path: str, indices: Sequence[int], name: str) -> NDArray[np.uint8]:
+    """Read frames of a video in a file of its own, uint8 [n, H, W, 3].
+
+    The file is searched for the places of its packets once in each process, whatever its length.
+
+    Args:
+        path: of the file.
+        indices: of the frames, ascending.
+        name: the name of the video in error messages.
+
+    Raises:
+        ValueError: the video cannot be opened, or an index is out of range.
+    """
+    try:
+        now = Path(path).stat()
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be opened as a video ({error.strerror})") from error
+    packets = _file_packet_table(path, now.st_size, now.st_mtime_ns, name)
+    frames = None if packets is None else _decode_packets(path, packets, indices)
+    return decode_frames(path, indices, name) if frames is None else frames
 
 
 @lru_cache(maxsize=8)
@@ -57,17 +83,37 @@ class _PacketTable:
 
 @lru_cache(maxsize=4096)
 def _packet_table(path: str, offset: int, size: int, name: str) -> _PacketTable | None:
-    """Scan the packets of a video once, so that its clips need not open it again; about 5 kB per video.
+    """Scan the packets of a video once, so that its clips need not open it again; about 5 kB per video."""
+    data = _read_video(path, offset, size)
+    return _scan_packets(data, lambda position, length: data[position : position + length], offset, name)
+
+
+@lru_cache(maxsize=128)
+def _file_packet_table(path: str, size: int, time: int, name: str) -> _PacketTable | None:
+    """Scan the packets of a file; about 17 bytes a frame. A file that has taken its place has another size or time."""
+    return _scan_packets(path, lambda position, length: read_bytes(path, position, length), 0, name)
+
+
+def _scan_packets(
+    source: VideoSource, read: Callable[[int, int], bytes], offset: int, name: str
+) -> _PacketTable | None:
+    """Find the packets of a video.
 
     Returns None if a packet is not simply the next frame (B-frames, edit lists, rotated or interlaced frames), or if
     the file does not store the packets as the decoder takes them. ``decode_frames`` handles these videos.
+
+    Args:
+        source: the video.
+        read: reads bytes of it, by their position and number.
+        offset: of the video in its shard.
+        name: the name of the video in error messages.
     """
-    data = _read_video(path, offset, size)
     rows: list[tuple[int, int, bool, int]] = []
-    with open_video(data, name) as container:
+    with open_video(source, name) as container:
         stream = video_stream(container)
         context = stream.codec_context
-        simple = context.name == "h264" and "mp4" in container.format.name and context.extradata is not None
+        simple = context.codec.canonical_name in PACKED_CODECS and "mp4" in container.format.name
+        simple = simple and context.extradata is not None
         try:
             for packet in container.demux(stream) if simple else ():
                 if not packet.size:
@@ -77,9 +123,11 @@ def _packet_table(path: str, offset: int, size: int, name: str) -> _PacketTable 
                     simple &= first is not None and not (first.interlaced_frame or first.side_data.get("DISPLAYMATRIX"))
                 position = -1 if packet.pos is None else packet.pos
                 simple &= packet.pts is not None and not packet.is_discard and position >= 0
-                simple = simple and data[position : position + packet.size] == bytes(packet)
+                simple = simple and read(position, packet.size) == bytes(packet)
+                if not simple:
+                    break
                 rows.append((offset + position, packet.size, packet.is_keyframe, packet.pts or 0))
-        except av.FFmpegError:
+        except (av.FFmpegError, ValueError):
             return None
     if not simple or not rows or not rows[0][2]:
         return None
@@ -90,7 +138,7 @@ def _packet_table(path: str, offset: int, size: int, name: str) -> _PacketTable 
         offset=offsets,
         size=sizes,
         keyframes=np.flatnonzero(is_keyframe),
-        codec="h264",
+        codec=context.name,
         extradata=context.extradata,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,16 @@ def _find_paths(value: Any, run: Path) -> Any:
         return [_find_paths(below, run) for below in value]
     if not isinstance(value, str) or "/" not in value or "://" in value or value.startswith("/"):
         return value
-    candidates = (folder / value for folder in run.parents)
-    return value if Path(value).exists() else next((str(path) for path in candidates if path.exists()), value)
+    kind, path, settings = _split_address(value)
+    candidates = (folder / path for folder in run.parents)
+    found = path if Path(path).exists() else next((str(place) for place in candidates if place.exists()), path)
+    return f"{kind}{found}{settings}"
+
+
+def _split_address(text: str) -> tuple[str, str, str]:
+    """Split ``lerobot:data/aloha?size=96``, the address of data that are read in place, around its path."""
+    found = re.fullmatch(r"([a-z-]+:)([^?]+)(\?.*)?", text)
+    return ("", text, "") if found is None else (found[1], found[2], found[3] or "")
 
 
 def check_fixed_settings(run: RunFolder, now: str, is_fixed: Callable[[str], bool]) -> None:

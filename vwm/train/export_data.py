@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.data_set_checks import check_same_kind
+from vwm.data.in_place import short_data_name
 from vwm.data.mixtures import DataPath, DataSet, list_data_sets
 from vwm.data.shard_index import list_shards, load_shard_index, load_shard_indices
 from vwm.data.shard_reading import read_episode_metadata
@@ -102,4 +102,4 @@ def _first_shards(path: DataPath) -> list[str]:
 
 def format_data(path: DataPath | None) -> str:
     """Return the data for a model card."""
-    return "not named" if path is None else ", ".join(Path(name).name for name in data_set_names(path))
+    return "not named" if path is None else ", ".join(map(short_data_name, data_set_names(path)))

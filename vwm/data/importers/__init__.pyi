@@ -4,6 +4,7 @@ from .images import ImagesSource as ImagesSource
 from .jasmine import JasmineSource as JasmineSource
 from .lance import LanceSource as LanceSource
 from .lerobot import LeRobotSource as LeRobotSource
+from .lerobot_tables import EpisodeTables as EpisodeTables
 from .minari import MinariSource as MinariSource
 from .minari_arrow import MinariArrowSource as MinariArrowSource
 from .npz import NpzSource as NpzSource
@@ -12,6 +13,12 @@ from .rlds import RldsSource as RldsSource
 from .rocket_science import RocketScienceSource as RocketScienceSource
 from .source import ActionBounds as ActionBounds
 from .source import EpisodeSource as EpisodeSource
+from .source import EpisodeSummary as EpisodeSummary
+from .source import SeekableSource as SeekableSource
 from .source import SourceEpisode as SourceEpisode
+from .source_values import choose_cameras as choose_cameras
+from .source_values import convert_values as convert_values
+from .source_values import describe_episode as describe_episode
+from .source_values import resize_views as resize_views
 from .tar_members import TarMembers as TarMembers
 from .webdataset import WebDatasetSource as WebDatasetSource

@@ -7,8 +7,7 @@ Version 2 has a table and a video for each episode; version 3 joins episodes in 
 from __future__ import annotations
 
 import functools
-import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vwm.core.json_files import parse_json_object, read_json_object
-from vwm.data.importers.source import ActionBounds, EpisodeSource, SourceEpisode
-from vwm.data.video import decode_frames
+from vwm.data.importers.lerobot_tables import EpisodeTables, read_parquet
+from vwm.data.importers.pictures import decode_picture
+from vwm.data.importers.source import ActionBounds, EpisodeSummary, SeekableSource, SourceEpisode
+from vwm.data.video_packets import read_file_frames
 
 FRAMES_AT_ONCE = 128
 """Frames of a video that are decoded together: those of 640x480 pixels take 118 MB."""
@@ -34,8 +35,13 @@ class _Entry:
     table: str
     videos: dict[str, tuple[str, float]]
 
+    @property
+    def files(self) -> list[str]:
+        """The table and the videos."""
+        return [self.table, *(file for file, _ in self.videos.values())]
 
-class LeRobotSource(EpisodeSource):
+
+class LeRobotSource(SeekableSource):
     """A data set of LeRobot in a folder, as its hub or ``LeRobotDataset`` made it.
 
     Args:
@@ -56,6 +62,7 @@ class LeRobotSource(EpisodeSource):
             raise ValueError(f"{folder}: is of version {self.version}; versions v2.0, v2.1 and v3.0 are read")
         self.features: dict[str, dict[str, Any]] = self.info["features"]
         self.cameras = tuple(n for n, f in self.features.items() if f.get("dtype") in ("video", "image"))
+        self.tables = EpisodeTables(folder)
         self.action_names, self.state_names = self._names("action"), self._names("observation.state")
 
     def episode_names(self) -> list[str]:
@@ -65,7 +72,7 @@ class LeRobotSource(EpisodeSource):
     def read(self, name: str) -> SourceEpisode:
         """See ``EpisodeSource``."""
         entry = self._entries[name]
-        columns = self._read_table(entry)
+        columns = self._read_values(entry)
         length = len(columns["frame_index"])
         if length != entry.length:
             raise ValueError(f"{entry.table} has {length} frames of it, the description of the data set {entry.length}")
@@ -85,6 +92,24 @@ class LeRobotSource(EpisodeSource):
             fps=float(self.info["fps"]),
             meta={"task": "; ".join(entry.tasks)} if any(entry.tasks) else {},
         )
+
+    def summarize(self) -> dict[str, EpisodeSummary]:
+        """See ``SeekableSource``."""
+        files = {file for entry in self._entries.values() for file in entry.files}
+        sizes = {file: place.stat().st_size for file in files if (place := self.folder / file).is_file()}
+        return {
+            name: EpisodeSummary(entry.length, repr((entry, [sizes.get(file) for file in entry.files])))
+            for name, entry in self._entries.items()
+        }
+
+    def read_frames(self, name: str, camera: str, indices: Sequence[int]) -> Iterable[NDArray[np.uint8]]:
+        """See ``SeekableSource``."""
+        entry = self._entries[name]
+        if camera not in entry.videos:
+            return self._read_images(entry, camera, indices)
+        file, begin = entry.videos[camera]
+        first = round(begin * float(self.info["fps"]))
+        return read_file_frames(str(self.folder / file), [first + index for index in indices], file)
 
     def action_bounds(self) -> ActionBounds | None:
         """Return the extremes that the statistics of the data set state."""
@@ -121,7 +146,7 @@ class LeRobotSource(EpisodeSource):
         of_video = ("chunk_index", "file_index", "from_timestamp")
         columns += [f"videos/{camera}/{column}" for camera in videos for column in of_video]
         for file in sorted((self.folder / "meta" / "episodes").rglob("*.parquet")):
-            for row in _read_parquet(file, columns).to_pylist():
+            for row in read_parquet(file, columns):
                 table = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
                 places = {camera: [row[f"videos/{camera}/{column}"] for column in of_video] for camera in videos}
                 yield _Entry(
@@ -137,38 +162,32 @@ class LeRobotSource(EpisodeSource):
 
     def _place(self, template: str, **values: Any) -> str:
         """Return a path that the description states, inside of the folder."""
-        place = str(self.info[template]).format(**values)
+        try:
+            return self._check_inside(str(self.info[template]).format(**values))
+        except ValueError as error:
+            raise ValueError(f"{self.folder}/meta/info.json: {template} {error}") from error
+
+    @staticmethod
+    def _check_inside(place: str) -> str:
         if Path(place).is_absolute() or ".." in Path(place).parts:
-            raise ValueError(f"{self.folder}/meta/info.json: {template} leads out of the folder ({place})")
+            raise ValueError(f"leads out of the folder ({place})")
         return place
 
-    def _read_table(self, entry: _Entry) -> dict[str, NDArray[Any]]:
-        """Return the numbers of an episode by column, [T, ...] each, in the order of the frames."""
+    def _read_values(self, entry: _Entry) -> dict[str, NDArray[Any]]:
+        """Return the numbers of an episode by column, [T, ...] each."""
         wanted = ("frame_index", "action", "observation.state", "next.reward", "next.done")
-        columns = [column for column in wanted if column in self.features]
-        table = _read_parquet(self.folder / entry.table, columns, [("episode_index", "=", entry.number)])
-        order = np.argsort(table.column("frame_index").to_numpy(), kind="stable")
-        return {name: np.array(table.column(name).to_pylist())[order] for name in columns}
+        return self.tables.read_arrays(entry.table, entry.number, tuple(c for c in wanted if c in self.features))
 
     def _iterate_frames(self, entry: _Entry, camera: str) -> Iterator[NDArray[np.uint8]]:
-        if camera not in entry.videos:
-            yield from self._iterate_images(entry, camera)
-            return
-        file, begin = entry.videos[camera]
-        first = round(begin * float(self.info["fps"]))
-        for start in range(first, first + entry.length, FRAMES_AT_ONCE):
-            indices = range(start, min(start + FRAMES_AT_ONCE, first + entry.length))
-            yield from decode_frames(self.folder / file, indices, file)
+        for start in range(0, entry.length, FRAMES_AT_ONCE):
+            indices = range(start, min(start + FRAMES_AT_ONCE, entry.length))
+            yield from self.read_frames(f"episode {entry.number}", camera, indices)
 
-    def _iterate_images(self, entry: _Entry, camera: str) -> Iterator[NDArray[np.uint8]]:
-        from PIL import Image
-
-        of_episode = [("episode_index", "=", entry.number)]
-        table = _read_parquet(self.folder / entry.table, ["frame_index", camera], of_episode)
-        for row in sorted(table.to_pylist(), key=lambda row: row["frame_index"]):
-            image = row[camera]
-            content = image["bytes"] or (self.folder / image["path"]).read_bytes()
-            yield np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    def _read_images(self, entry: _Entry, camera: str, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        cells = self.tables.read_cells(entry.table, entry.number, camera)
+        for index in indices:
+            image = cells[index].as_py()
+            yield decode_picture(image["bytes"] or self.folder / self._check_inside(image["path"]), f"{camera} {index}")
 
     def _read_lines(self, file: str) -> list[dict[str, Any]]:
         path = self.folder / "meta" / file
@@ -180,14 +199,3 @@ class LeRobotSource(EpisodeSource):
         if isinstance(names, dict):
             names = next(iter(names.values()), None)
         return tuple(map(str, names)) if isinstance(names, list) else ()
-
-
-def _read_parquet(file: Path, columns: list[str], filters: list[tuple[str, str, int]] | None = None) -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("LeRobot's data sets require pyarrow: pip install 'vwm[lerobot]'") from error
-    try:
-        return pyarrow.parquet.read_table(file, columns=columns, filters=filters)  # type: ignore[no-untyped-call]
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{file}: is no readable parquet table ({str(error).splitlines()[0]})") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,3 +110,36 @@ class EpisodeSource(ABC):
     def action_bounds(self) -> ActionBounds | None:
         """Return the bounds of continuous actions in all episodes; None where actions are discrete or unknown."""
         return None
+
+
+@dataclass(frozen=True)
+class EpisodeSummary:
+    """What is known of an episode before its frames and values are read.
+
+    Attributes:
+        length: number of frames, T.
+        fingerprint: text that changes with the episode's content, such as names and sizes of its files.
+    """
+
+    length: int
+    fingerprint: str
+
+
+class SeekableSource(EpisodeSource):
+    """A foreign data set of which any frames are read without those before them, so that it needs no conversion.
+
+    ``read`` reads the values of an episode, and none of its frames before they are iterated. All episodes have the same
+    fields. Sources may be used on both sides of a fork: they keep no file open from one call to the next.
+    """
+
+    @abstractmethod
+    def summarize(self) -> dict[str, EpisodeSummary]:
+        """Return what is known of every episode by its name, in the order of ``episode_names``."""
+
+    @abstractmethod
+    def read_frames(self, name: str, camera: str, indices: Sequence[int]) -> Iterable[NDArray[np.uint8]]:
+        """Return frames of an episode by their indices, which ascend: uint8 [H, W, 3] each.
+
+        Raises:
+            ValueError, OSError: they cannot be read.
+        """
