@@ -174,6 +174,14 @@ COMMANDS = {
             "vwm agent compare world=runs/w0,runs/w1,runs/w2 real=runs/r0,runs/r1,runs/r2 --reference real",
         ),
     ),
+    "agent horizon": CLICommand(
+        "vwm.eval.imagination_report:propose_horizon",
+        "propose how far agents imagine in a world, and the penalty of its uncertainty, from its compounding error",
+        (
+            "vwm agent horizon freeway data/freeway_test --horizon 48",
+            "vwm agent horizon runs/w0 data/test --ensemble [runs/w1,runs/w2]",
+        ),
+    ),
     "agent rank": CLICommand(
         "vwm.cli.rank_agents:rank_runs",
         "measure how well a world ranks policies: their returns in it against those in the real environment",

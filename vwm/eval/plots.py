@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from vwm.eval.imagination_horizon import HorizonAdvice
+
 MODEL_COLOR, COPY_COLOR, CEILING_COLOR, GRAY_COLOR = "#1f6fb4", "#d1662b", "#3a9a5b", "#6b6b6b"
 
 
@@ -43,6 +45,26 @@ def plot_latent_error(compounding: dict[str, Any]) -> Figure:
         _format_horizon_axis(panels[1], "error of rewards [standard deviations]")
     for axes in panels:
         axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plot_imagination_horizon(advice: HorizonAdvice, title: str) -> Figure:
+    """Plot the errors of observations and returns by horizon, with the horizon that is proposed."""
+    with_returns = bool(advice.return_error)
+    figure = _make_figure(9.0 if with_returns else 5.2, 3.4)
+    panels = figure.subplots(1, 2 if with_returns else 1, squeeze=False)[0]
+    _plot_curve(panels[0], advice.error, MODEL_COLOR, "own actions")
+    _plot_curve(panels[0], advice.error_random_actions, GRAY_COLOR, "random actions", ":")
+    _plot_curve(panels[0], advice.error_copy, COPY_COLOR, "copy of the last observation", "--")
+    _format_horizon_axis(panels[0], "squared error of observations [variances]")
+    if with_returns:
+        _plot_curve(panels[1], advice.return_error, MODEL_COLOR, "own actions")
+        _plot_curve(panels[1], advice.return_error_mean, COPY_COLOR, "the mean return", "--")
+        _format_horizon_axis(panels[1], "error of returns")
+    for axes in panels:
+        axes.axvline(advice.horizon, color="black", linewidth=0.8, linestyle="-.", label=f"horizon {advice.horizon}")
+        axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=8, wrap=True)
     return figure
 
 
