@@ -1,10 +1,10 @@
 """How far an agent may imagine in a world: the horizon up to which its predictions beat trivial ones, and the penalty.
 
 Two errors that compound are followed over a rollout under the recorded actions. Of observations: the world must be
-closer to the truth than a copy of the last observation, and than itself under random actions, clip by clip and by more
-than two standard errors. Of returns: the sum of predicted rewards must be closer to the real one than the mean return.
-An agent that plans or learns beyond the horizon where either fails learns from the model's errors (Janner et al. 2019,
-MBPO, arXiv 1906.08253, section 4.2).
+closer to the truth than a copy of the last observation, and than itself under random actions (at the first step clip by
+clip, by more than two standard errors). Of returns: the sum of predicted rewards must be closer to the real one than
+the mean return, as soon as any clip has earned a reward. An agent that plans or learns beyond the horizon where either
+fails learns from the model's errors (Janner et al. 2019, MBPO, arXiv 1906.08253, section 4.2).
 
 Where other worlds measure uncertainty, the penalty is the factor by which the uncertainty of a step bounds the error of
 its reward in 95% of the steps (Yu et al. 2020, MOPO, arXiv 2005.13239, requires such a bound), and the limit is the
@@ -42,10 +42,12 @@ class HorizonAdvice:
     """Horizons in steps of the world, and what they come from.
 
     Attributes:
-        observations: last step up to which observations are better than both trivial ones; 0 where the first is not.
+        observations: last step up to which observations are better than both trivial ones; 0 where the first is not,
+            clearly.
         longest: h, the last step that was measured.
         error, error_copy, error_random_actions: mean squared errors [h] of observations, in variances of the truth.
         returns: last step up to which returns are better than the mean return; None without rewards that change.
+        rewarded_clips: number of clips with a reward that is not 0.
         return_error, return_error_mean: root mean squared errors [h] of the return of the steps so far, and of always
             predicting the mean return; empty without rewards that change.
         uncertainty_penalty, uncertainty_limit: see the module; None without an ensemble, or rewards that change.
@@ -57,6 +59,7 @@ class HorizonAdvice:
     error_copy: list[float]
     error_random_actions: list[float]
     returns: int | None = None
+    rewarded_clips: int = 0
     return_error: list[float] = field(default_factory=list)
     return_error_mean: list[float] = field(default_factory=list)
     uncertainty_penalty: float | None = None
@@ -94,9 +97,10 @@ def advise_horizon(
     random = roll_out(simulator, truth, others, context, seeds, batch_size)
     variance = float(truth[:, context:].double().var(correction=0)) or 1.0
     copied = _squared_error(truth[:, context:], repeat_last_frame(truth, context), frames_per_step)
-    better = _clearly_above_zero(copied - own.error) & _clearly_above_zero(random.error - own.error)
+    gains = [reference - own.error for reference in (copied, random.error)]
+    clear = all(_clearly_above_zero(gain[:, 0]) for gain in gains)
     advice = HorizonAdvice(
-        observations=count_leading(better),
+        observations=count_leading(np.all([gain.mean(axis=0) > 0 for gain in gains], axis=0)) if clear else 0,
         longest=own.error.shape[1],
         **{
             name: (errors.mean(axis=0) / variance).tolist()
@@ -150,8 +154,13 @@ def _with_rewards(advice: HorizonAdvice, own: Rollout, real: Floats) -> HorizonA
     total = real.cumsum(axis=1)
     errors = np.sqrt(((own.reward.cumsum(axis=1) - total) ** 2).mean(axis=0))
     trivial = total.std(axis=0)
-    returns = count_leading(errors < trivial)
-    found = replace(advice, returns=returns, return_error=errors.tolist(), return_error_mean=trivial.tolist())
+    found = replace(
+        advice,
+        returns=count_leading((errors < trivial) | (trivial == 0)),
+        rewarded_clips=int(real.any(axis=1).sum()),
+        return_error=errors.tolist(),
+        return_error_mean=trivial.tolist(),
+    )
     if own.uncertainty is None:
         return found
     within = slice(max(1, found.horizon))
@@ -170,7 +179,6 @@ def _squared_error(truth: Tensor, predicted: Tensor, frames_per_step: int) -> Fl
     return torch.stack(each).unflatten(1, (-1, frames_per_step)).mean(2).numpy()
 
 
-def _clearly_above_zero(differences: Floats) -> NDArray[np.bool_]:
-    """Whether the mean over clips [n, h] is above zero by more than two standard errors: [h]."""
-    spread = differences.std(axis=0, ddof=1) / np.sqrt(len(differences))
-    return differences.mean(axis=0) > STANDARD_ERRORS * spread
+def _clearly_above_zero(differences: Floats) -> bool:
+    """Whether the mean over clips [n] is above zero by more than two standard errors."""
+    return bool(differences.mean() > STANDARD_ERRORS * differences.std(ddof=1) / np.sqrt(len(differences)))

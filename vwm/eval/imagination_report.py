@@ -19,6 +19,8 @@ from vwm.worlds.bundle import load_simulator
 from vwm.worlds.ensemble import EnsembleSimulator
 
 HORIZON_FILE = "horizon.json"
+MIN_REWARDED_CLIPS = 10
+"""With fewer, the report says that little is known about returns."""
 
 
 def propose_horizon(
@@ -28,7 +30,7 @@ def propose_horizon(
     out: Path = Path("runs/horizon"),
     horizon: int = 32,
     context: int | None = None,
-    clips: int = 64,
+    clips: int = 128,
     batch_size: int = 16,
     seed: int = 0,
     part: Literal["all", "train", "val"] = "all",
@@ -37,8 +39,9 @@ def propose_horizon(
     """Propose how many steps agents imagine in a world, from its compounding error on recorded clips.
 
     Writes ``horizon.json`` and ``horizon.png``. The horizon ends where predicted observations are no longer better than
-    a copy of the last one and than those under random actions (by two standard errors over clips), or predicted
-    returns no longer better than the mean return. With ``ensemble`` there are an uncertainty penalty and a limit, too.
+    a copy of the last one and than those under random actions, or predicted returns no longer better than the mean
+    return; it is 0 where the first step is not clearly better, by two standard errors over clips. With ``ensemble``
+    there are an uncertainty penalty and a limit, too.
 
     Args:
         world: a bundle that predicts observations.
@@ -88,6 +91,8 @@ def describe_advice(advice: HorizonAdvice) -> list[str]:
         lines.append("the data have no rewards that change: nothing is known about returns")
     else:
         lines.append(f"returns are better than their mean for {_steps(advice.returns, advice.longest)}")
+        if advice.rewarded_clips < MIN_REWARDED_CLIPS:
+            lines.append(f"only {advice.rewarded_clips} clips have a reward: take more --clips, or other data")
     if not advice.horizon:
         return [*lines, "no horizon is proposed: train this world longer, or on more data, before agents learn in it"]
     lines += [
