@@ -127,3 +127,5 @@ def test_errors_are_raised_before_planning_and_keep_foreign_folders(exact_world,
 
 def test_planners_are_made_by_name():
     assert make_planner("cem", {"horizon": 3}).horizon == 3 and make_planner("mppi", {"elites": 7}).elites == 7
+    iterations = [GoalPlannerConfig(planner=name).make_planner().iterations for name in ("cem", "random_shooting")]
+    assert iterations == [3, 1] and GoalPlannerConfig(iterations=5).make_planner().iterations == 5

@@ -13,6 +13,7 @@ from .behavior_policies import RandomPolicy as RandomPolicy
 from .behavior_policies import StickyPolicy as StickyPolicy
 from .composite_actions import CompositeEnvActions as CompositeEnvActions
 from .crafter import CrafterEnv as CrafterEnv
+from .dyna_maze import DynaMazeEnv as DynaMazeEnv
 from .held_actions import HeldActionEnv as HeldActionEnv
 from .lamp import LampEnv as LampEnv
 from .lane_following import RoadPoint as RoadPoint

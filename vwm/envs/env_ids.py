@@ -21,6 +21,7 @@ MAX_ENV_SEED = 2**31 - 1
 BUILT_IN_ENV_MODULES = {
     "vwm/TwoRooms-v0": "vwm.envs.two_rooms",
     "vwm/Lamp-v0": "vwm.envs.lamp",
+    "vwm/DynaMaze-v0": "vwm.envs.dyna_maze",
     "vwm/Crafter-v0": "vwm.envs.crafter",
     "vwm/MinAtar-v0": "vwm.envs.minatar",
     "vwm/World-v0": "vwm.worlds.gymnasium_env",
@@ -35,8 +36,8 @@ def make_env(env_id: str, options: Mapping[str, Any] | None = None) -> Any:
 
     Args:
         env_id: ``procgen:coinrun`` (or another Procgen game), ``ALE/Pong-v5``, an id of this package
-            (``vwm/TwoRooms-v0``, ``vwm/Lamp-v0``, ``vwm/World-v0`` with the option ``bundle``), or any other Gymnasium
-            id; ``module:Id-v0`` imports the module that registers the id.
+            (``vwm/TwoRooms-v0``, ``vwm/Lamp-v0``, ``vwm/DynaMaze-v0``, ``vwm/World-v0`` with the option ``bundle``), or
+            any other Gymnasium id; ``module:Id-v0`` imports the module that registers the id.
         options: arguments of the environment's constructor.
 
     Raises:

@@ -69,11 +69,11 @@ class GoalPlannerConfig:
     """The planner, and how often it plans.
 
     Attributes:
-        planner: cem, mppi or random_shooting (with iterations 1).
+        planner: cem, mppi or random_shooting.
         horizon: steps of the world that the planner looks ahead; each has spec.frames_per_step frames.
         replan_every: steps of the world from one decision to the next.
         samples: action sequences per iteration.
-        iterations: iterations per decision.
+        iterations: iterations per decision; null is the planner's default, 3, or 1 for random_shooting.
         planner_options: other settings of the planner, e.g. '{elites: 10, noise_exponent: 0, momentum: 0.15}'.
     """
 
@@ -81,12 +81,14 @@ class GoalPlannerConfig:
     horizon: int = 24
     replan_every: int = 2
     samples: int = 64
-    iterations: int = 3
+    iterations: int | None = None
     planner_options: dict[str, Any] | None = None
 
     def make_planner(self) -> SamplingPlanner:
         """Make the planner. Raises ValueError for an unknown option or a value that is out of range."""
-        sizes = {"horizon": self.horizon, "samples": self.samples, "iterations": self.iterations}
+        sizes = {"horizon": self.horizon, "samples": self.samples}
+        if self.iterations is not None:
+            sizes["iterations"] = self.iterations
         return make_planner(self.planner, {**sizes, **(self.planner_options or {})})
 
 

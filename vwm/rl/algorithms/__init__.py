@@ -1,4 +1,4 @@
-"""Dreamer, PlaNet, PETS, MBPO, SAC, TD-MPC2, MuZero, PPO, World Models, imagination."""
+"""Dreamer, PlaNet, Dyna-Q, PETS, MBPO, SAC, TD-MPC2, MuZero, PPO, World Models, imagination."""
 
 import lazy_loader
 

@@ -24,6 +24,9 @@ from .controller_fitness import SimulatedFitness as SimulatedFitness
 from .dreamer import Dreamer as Dreamer
 from .dreamer import DreamerImaginationConfig as DreamerImaginationConfig
 from .dreamer import DreamerOptimizerConfig as DreamerOptimizerConfig
+from .dyna_q import DynaQ as DynaQ
+from .dyna_q import TabularModel as TabularModel
+from .dyna_q import TabularPolicy as TabularPolicy
 from .encoded_env import DynamicsObservationEncoder as DynamicsObservationEncoder
 from .encoded_env import EncodedBatchedEnv as EncodedBatchedEnv
 from .encoded_env import EncodedEnvSpec as EncodedEnvSpec
