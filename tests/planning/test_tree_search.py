@@ -18,6 +18,8 @@ from vwm.planning.gumbel_search import GumbelMuZeroSearch, sequential_halving
 from vwm.planning.puct_search import PUCTSearch
 from vwm.planning.tree_search_model import NodePrediction, TreeStep
 
+SEARCHES = {"puct": PUCTSearch, "gumbel": GumbelMuZeroSearch}
+
 
 class TabularWorld(Simulator):
     """A random tabular Markov decision process, in which some actions terminate."""
@@ -145,10 +147,11 @@ def reference_search(
     return root
 
 
+@pytest.mark.parametrize("tree", ["host", "device"])
 @pytest.mark.parametrize("kind", ["puct", "gumbel"])
-def test_visits_and_values_equal_the_reference_search(kind):
+def test_visits_and_values_equal_the_reference_search(kind, tree):
     world = TabularWorld(states=9, actions=4)
-    search = PUCTSearch(60, min_value_range=1e-8) if kind == "puct" else GumbelMuZeroSearch(60, min_value_range=1e-8)
+    search = SEARCHES[kind](60, min_value_range=1e-8, tree=tree)
     result = search.search(TabularModel(world), torch.arange(9), discount=0.9)
     for state in range(9):
         root = reference_search(world, state, 60, 0.9, kind, sequential_halving(4, 60))
@@ -161,9 +164,6 @@ def test_visits_and_values_equal_the_reference_search(kind):
             assert result.policy[state].tolist() == pytest.approx(policy.tolist(), abs=1e-6)
             expected = sum(float(policy[a]) * root.q(a) for a in range(4))
             assert float(result.value[state]) == pytest.approx(expected, rel=1e-6)
-
-
-SEARCHES = {"puct": PUCTSearch, "gumbel": GumbelMuZeroSearch}
 
 
 def test_many_simulations_find_the_optimal_action_and_value():
@@ -187,8 +187,9 @@ def test_few_simulations_find_the_optimal_action_with_true_values(kind):
     assert error < (0.2 if kind == "puct" else 0.1)  # of about 2; the mean over all simulations is lower
 
 
+@pytest.mark.parametrize("tree", ["host", "device"])
 @pytest.mark.parametrize("kind", list(SEARCHES))
-def test_rewards_after_termination_do_not_count(kind):
+def test_rewards_after_termination_do_not_count(kind, tree):
     """Action 0 has reward 1 and terminates; action 1 has reward 0 and leads to a state with reward 1 at every step."""
     world = TabularWorld(states=3, actions=2)
     world.next = torch.tensor([[2, 1], [1, 1], [2, 2]])
@@ -197,16 +198,17 @@ def test_rewards_after_termination_do_not_count(kind):
     value = torch.tensor([0.0, 0, 1000])
     for discount, best in ((0.3, 0), (0.7, 1)):  # return of action 1: 3 / 7, or 7 / 3
         value[1] = 1 / (1 - discount)
-        result = SEARCHES[kind](100).plan(world, torch.tensor([0]), discount, lambda s: value[s])
+        result = SEARCHES[kind](100, tree=tree).plan(world, torch.tensor([0]), discount, lambda s: value[s])
         assert result.action.item() == best
         assert result.value.item() == pytest.approx((1, 7 / 3)[best], abs=0.2)
 
 
+@pytest.mark.parametrize("tree", ["host", "device"])
 @pytest.mark.parametrize("kind", list(SEARCHES))
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_results_do_not_depend_on_the_batch_and_visits_sum_to_the_simulations(kind, temperature):
+def test_results_do_not_depend_on_the_batch_and_visits_sum_to_the_simulations(kind, temperature, tree):
     model, states, seeds = TabularModel(TabularWorld(actions=5)), torch.arange(6), world_seeds(3, 6)
-    search = SEARCHES[kind](23)
+    search = SEARCHES[kind](23, tree=tree)
     batched = search.search(model, states, 0.9, seeds, temperature)
     assert batched.visits.sum(1).tolist() == [23] * 6
     torch.testing.assert_close(batched.policy.sum(1), torch.ones(6))
@@ -218,7 +220,8 @@ def test_results_do_not_depend_on_the_batch_and_visits_sum_to_the_simulations(ki
     assert torch.equal(states, torch.arange(6))
 
 
-def test_each_node_keeps_its_own_nested_state():
+@pytest.mark.parametrize("tree", ["host", "device"])
+def test_each_node_keeps_its_own_nested_state(tree):
     """Only one of eight action sequences is rewarded, which requires the correct state at every node."""
 
     class BinaryTree(TabularModel):
@@ -236,8 +239,22 @@ def test_each_node_keeps_its_own_nested_state():
         "node": torch.ones(2, dtype=torch.int64),
         "actions": (torch.zeros(2), torch.zeros(2, 3, dtype=torch.int64)),
     }
-    result = PUCTSearch(200).search(BinaryTree(TabularWorld()), state, discount=1.0)
+    result = PUCTSearch(200, tree=tree).search(BinaryTree(TabularWorld()), state, discount=1.0)
     assert result.action.tolist() == [1, 1] and (result.value > 0.5).all()
+
+
+@pytest.mark.parametrize("kind", list(SEARCHES))
+def test_trees_on_host_and_device_explore_alike(kind):
+    """With noise, deep paths and terminations, and for numbers of simulations around powers of two."""
+    model, states, seeds = TabularModel(TabularWorld(states=40, actions=6)), torch.arange(40), world_seeds(5, 40)
+    for simulations in (1, 2, 3, 4, 5, 33):
+        host, device = (
+            SEARCHES[kind](simulations, tree=tree).search(model, states, 0.97, seeds, 1.0)
+            for tree in ("host", "device")
+        )
+        assert torch.equal(host.visits, device.visits) and torch.equal(host.action, device.action)
+        torch.testing.assert_close(host.policy, device.policy, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(host.value, device.value, rtol=1e-6, atol=1e-7)
 
 
 def test_combinations_of_choices_and_keys_are_searched():

@@ -39,6 +39,7 @@ from vwm.rl.algorithms.soft_actor_critic import SACConfig
 from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2NetworkConfig
 from vwm.rl.algorithms.tdmpc2_planner import TDMPC2PlannerConfig
 from vwm.rl.capturable_optimizers import make_capturable, optimizer_tensors
+from vwm.rl.replay_priorities import ReplayPriorities
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 RSSM = {"deter": 16, "hidden": 12, "stoch": 4, "units": 12}
@@ -112,11 +113,23 @@ def tdmpc2(shape: tuple[int, ...] = (5,), frames: int = 1) -> TDMPC2:
 
 
 def muzero(reanalyze: float = 0.0, shape: tuple[int, ...] = (5,)) -> MuZeroAgent:
+    """Return MuZero, or what EfficientZero adds where it searches again."""
     sizes = MuZeroNetworkConfig(2, 16, hidden=16, support_limit=8, prefix_hidden=8, projection_size=8)
-    targets = MuZeroTargetConfig(2, 2, bootstrap_from_network=bool(reanalyze), reanalyze_fraction=reanalyze)
+    targets = MuZeroTargetConfig(2, 2)
+    if reanalyze:
+        targets = MuZeroTargetConfig(
+            2, 2, 0.9, True, reanalyze_fraction=reanalyze, target_interval=2, staleness_fraction=0.3
+        )
+    priorities = ReplayPriorities() if reanalyze else None
     optimizer = OptimizerConfig("adamw", lr=1e-2, betas=(0.9, 0.999), warmup=3, schedule="cosine")
     agent = MuZeroAgent(
-        spaces(shape, "discrete"), GumbelMuZeroSearch(4), sizes, targets, optimizer=optimizer, batch_size=6
+        spaces(shape, "discrete"),
+        GumbelMuZeroSearch(4),
+        sizes,
+        targets,
+        optimizer=optimizer,
+        batch_size=6,
+        priorities=priorities,
     )
     agent.set_total_updates(10)
     return agent
@@ -167,6 +180,8 @@ def random_batch(agent: Agent, seed: int) -> ReplayBatch:
     actions = agent.spaces.actions
     action = torch.randint(actions.size, size) if actions.is_discrete else torch.rand(*size, actions.size) * 2 - 1
     extras = {name: torch.rand(*size, *shape).to(dtype) for name, (shape, dtype) in agent.extras.items()}
+    if agent.priorities is not None:
+        extras["relative_probability"] = 0.5 + torch.rand(size[0])
     ends = last & (torch.rand(size) < 0.5)
     batch = ReplayBatch(
         observations(agent, *size), torch.randn(size), first, last, ends, action, extras, torch.zeros(size)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vwm.nn.precision import BinsModule
+from vwm.nn.precision import BinsModule, at_least_float32
 
 VALUE_TRANSFORM_EPSILON = 0.001
 """Slope of the linear term, which keeps the transform invertible in floating point for large numbers."""
@@ -47,7 +47,7 @@ class ScaledSupport(BinsModule):
 
     def encode(self, x: Tensor) -> Tensor:
         """[...] -> weights [..., bins], whose mean is ``value_transform(x)``, clamped to [-limit, limit]."""
-        position = value_transform(x.float()).clamp(-self.limit, self.limit) + self.limit
+        position = value_transform(at_least_float32(x)).clamp(-self.limit, self.limit) + self.limit
         low = position.floor().clamp(max=self.bins - 2)
         share = (position - low)[..., None]
         below = low.nan_to_num(nan=0.0).long()  # for NaN, the weights are NaN
@@ -55,8 +55,8 @@ class ScaledSupport(BinsModule):
 
     def mean(self, logits: Tensor) -> Tensor:
         """[..., bins] -> the expected value, [...]."""
-        return inverse_value_transform((logits.float().softmax(-1) * self.values).sum(-1))
+        return inverse_value_transform((at_least_float32(logits).softmax(-1) * self.values).sum(-1))
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy, [..., bins] and [...] -> [...]."""
-        return -(self.encode(x) * logits.float().log_softmax(-1)).sum(-1)
+        return -(self.encode(x) * at_least_float32(logits).log_softmax(-1)).sum(-1)

@@ -2,6 +2,7 @@ from .action_sequences import CategoricalActionSequences as CategoricalActionSeq
 from .action_sequences import GaussianActionSequences as GaussianActionSequences
 from .action_sequences import UniformActionSequences as UniformActionSequences
 from .cem import CEM as CEM
+from .device_search_tree import DeviceSearchTree as DeviceSearchTree
 from .goal_distance import GoalDistance as GoalDistance
 from .goal_tasks import GoalTask as GoalTask
 from .goal_tasks import LampGoalTask as LampGoalTask
@@ -23,6 +24,7 @@ from .sampling_planner import PlanningObjective as PlanningObjective
 from .sampling_planner import SamplingPlanner as SamplingPlanner
 from .sampling_planner import SequenceRollout as SequenceRollout
 from .search_tree import SearchTree as SearchTree
+from .search_tree import TreeArrays as TreeArrays
 from .tree_search import TreeSearch as TreeSearch
 from .tree_search import TreeSearchResult as TreeSearchResult
 from .tree_search_model import NodePrediction as NodePrediction

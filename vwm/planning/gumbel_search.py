@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from vwm.core.seeds import seeded_uniform
-from vwm.planning.search_tree import Floats, Ints, SearchTree, numpy_softmax
-from vwm.planning.tree_search import TreeSearch
+from vwm.planning.search_tree import Array, TreeArrays, softmax
+from vwm.planning.tree_search import TreeKind, TreeSearch
 
 SMALLEST_FLOAT = np.finfo(np.float64).tiny
 """Lower bound of divisors."""
@@ -25,7 +25,7 @@ class GumbelMuZeroSearch(TreeSearch):
     world without these, PUCT explores more widely.
 
     Args:
-        simulations, min_value_range: see ``TreeSearch``.
+        simulations, min_value_range, tree: see ``TreeSearch``.
         max_considered_actions: number of actions that sequential halving starts with, at most.
         value_scale, max_visit_offset: normalized values are multiplied by value_scale (max_visit_offset + the largest
             visit count) before they are added to the logits.
@@ -41,8 +41,9 @@ class GumbelMuZeroSearch(TreeSearch):
         value_scale: float = 0.1,
         max_visit_offset: float = 50.0,
         min_value_range: float = 0.01,
+        tree: TreeKind = "auto",
     ) -> None:
-        super().__init__(simulations, min_value_range)
+        super().__init__(simulations, min_value_range, tree)
         if max_considered_actions < 1 or not (value_scale > 0 and max_visit_offset >= 0):
             raise ValueError(
                 "max_considered_actions must be 1 or more, value_scale above 0 and max_visit_offset 0 or more, got "
@@ -52,47 +53,48 @@ class GumbelMuZeroSearch(TreeSearch):
         self.value_scale = value_scale
         self.max_visit_offset = max_visit_offset
 
-    def _root_noise(self, tree: SearchTree, seeds: Tensor, temperature: float) -> Floats:
+    def _root_noise(self, tree: TreeArrays, seeds: Tensor, temperature: float) -> Array:
         """Draw Gumbel noise times the temperature, which samples softmax((logits + values) / temperature)."""
-        actions = tree.prior.shape[1]
-        return temperature * -np.log(-np.log(seeded_uniform(seeds, actions).double().numpy()))
+        uniform = seeded_uniform(seeds, tree.prior.shape[1]).double().numpy()
+        return tree.to_array(temperature * -np.log(-np.log(uniform)))
 
-    def _completed_q_values(self, tree: SearchTree, rows: Ints) -> Floats:
+    def _completed_q_values(self, tree: TreeArrays, rows: Array) -> Array:
         """Return the values of all actions, [m, a]; untried actions have the mixed value."""
-        visits, prior, q = tree.visits[rows], tree.prior[rows], tree.q[rows]
-        tried_prior = np.where(visits > 0, np.maximum(prior, SMALLEST_FLOAT), 0)
-        mean_q = (tried_prior * q).sum(1) / np.maximum(tried_prior.sum(1), SMALLEST_FLOAT)
+        xp, visits, prior, q = tree.xp, tree.visits[rows], tree.prior[rows], tree.q[rows]
+        tried_prior = xp.where(visits > 0, xp.clip(prior, SMALLEST_FLOAT, None), 0)
+        mean_q = (tried_prior * q).sum(1) / xp.clip(tried_prior.sum(1), SMALLEST_FLOAT, None)
         total_visits = visits.sum(1)
         mixed_value = (tree.predicted_value[rows] + total_visits * mean_q) / (total_visits + 1)
-        return np.where(visits > 0, q, mixed_value[:, None])
+        return xp.where(visits > 0, q, mixed_value[:, None])
 
-    def _improved_logits(self, tree: SearchTree, rows: Ints, q: Floats) -> Floats:
+    def _improved_logits(self, tree: TreeArrays, rows: Array, q: Array) -> Array:
         """Return the logits of the improved policy, [m, a], from completed values."""
-        low, high = q.min(1, keepdims=True), q.max(1, keepdims=True)
-        weight = self.value_scale * (self.max_visit_offset + tree.visits[rows].max(1, keepdims=True))
-        return tree.logits[rows] + weight * (q - low) / np.maximum(high - low, self.min_value_range)
+        xp = tree.xp
+        low, high = xp.amin(q, axis=1, keepdims=True), xp.amax(q, axis=1, keepdims=True)
+        most_visits = xp.amax(tree.visits[rows], axis=1, keepdims=True)
+        weight = self.value_scale * (self.max_visit_offset + most_visits)
+        return tree.logits[rows] + weight * (q - low) / xp.clip(high - low, self.min_value_range, None)
 
-    def _select_actions(self, tree: SearchTree, rows: Ints) -> Ints:
+    def _select_actions(self, tree: TreeArrays, rows: Array) -> Array:
         visits = tree.visits[rows]
-        policy = numpy_softmax(self._improved_logits(tree, rows, self._completed_q_values(tree, rows)))
-        return (policy - visits / (1 + visits.sum(1, keepdims=True))).argmax(1)
+        policy = softmax(tree, self._improved_logits(tree, rows, self._completed_q_values(tree, rows)))
+        return (policy - visits / (1 + visits.sum(axis=1, keepdims=True))).argmax(1)
 
-    def _select_root_actions(self, tree: SearchTree, noise: Floats, simulation: int) -> Ints:
+    def _select_root_actions(self, tree: TreeArrays, noise: Array, simulation: int) -> Array:
         num_considered = min(self.max_considered_actions, noise.shape[1])
         visits = sequential_halving(num_considered, tree.simulations)[simulation]
-        return self._best_root_actions(tree, noise, np.full((len(noise), 1), visits))
+        return self._best_root_actions(tree, noise, visits)
 
-    def _best_root_actions(self, tree: SearchTree, noise: Floats, visits: Ints) -> Ints:
-        """Return the best of the roots' actions with the given visit count [b, 1]."""
+    def _best_root_actions(self, tree: TreeArrays, noise: Array, visits: Array | int) -> Array:
+        """Return the best of the roots' actions with the given visit count, [b, 1] or one for all."""
         scores = noise + self._improved_logits(tree, tree.roots, self._completed_q_values(tree, tree.roots))
-        return np.where(tree.visits[tree.roots] == visits, scores, -np.inf).argmax(1)
+        return tree.xp.where(tree.visits[tree.roots] == visits, scores, -np.inf).argmax(1)
 
-    def _decide(
-        self, tree: SearchTree, noise: Floats, seeds: Tensor, temperature: float
-    ) -> tuple[Ints, Floats, Floats]:
-        action = self._best_root_actions(tree, noise, tree.visits[tree.roots].max(1, keepdims=True))
+    def _decide(self, tree: TreeArrays, noise: Array, seeds: Tensor, temperature: float) -> tuple[Array, Array, Array]:
+        most_visits = tree.xp.amax(tree.visits[tree.roots], axis=1, keepdims=True)
+        action = self._best_root_actions(tree, noise, most_visits)
         q = self._completed_q_values(tree, tree.roots)
-        policy = numpy_softmax(self._improved_logits(tree, tree.roots, q))
+        policy = softmax(tree, self._improved_logits(tree, tree.roots, q))
         return action, policy, (policy * q).sum(1)
 
 

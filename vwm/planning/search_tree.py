@@ -9,7 +9,8 @@ Legend: b trees, a actions, m selected nodes, d depth. A node is a row: the root
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,41 @@ from vwm.planning.tree_search_model import NodePrediction, TreeSearchModel
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Array = Any
+"""An array of a tree: of NumPy, or of torch on a device. The rules of a search use functions that both have."""
+
+
+class TreeArrays(Protocol):
+    """The numbers of a batch of trees, which the rules of a search read; see ``SearchTree`` for each.
+
+    Attributes:
+        xp: the module of the arrays' functions, NumPy or torch.
+    """
+
+    xp: ModuleType
+    simulations: int
+    device: torch.device
+    roots: Array
+    logits: Array
+    prior: Array
+    predicted_value: Array
+    value: Array
+    value_count: Array
+    visits: Array
+    q: Array
+    next_action: Array
+
+    def to_array(self, x: Any) -> Array:
+        """Make an array of this tree of one of NumPy."""
+        ...
+
+    def to_tensor(self, x: Array) -> Tensor:
+        """Make a tensor on the states' device of an array of this tree."""
+        ...
+
+    def simulate(self, model: TreeSearchModel, index: int, discount: float) -> Any:
+        """Add one node to every tree and update the nodes on its path; return the rows that changed."""
+        ...
 
 
 class SearchTree:
@@ -33,6 +69,8 @@ class SearchTree:
         state: of the roots.
         simulations: nodes that are added to the root of each tree.
     """
+
+    xp: ModuleType = np
 
     def __init__(self, prediction: NodePrediction, state: NestedState, simulations: int) -> None:
         batch, actions = prediction.logits.shape
@@ -61,11 +99,34 @@ class SearchTree:
         self.device = tree_leaves(state)[0].device
         self.add_nodes(self.roots, prediction, state)
 
+    def to_array(self, x: Any) -> Array:
+        """Return an array as it is."""
+        return x
+
+    def to_tensor(self, x: Array) -> Tensor:
+        """Copy an array to the states' device."""
+        return torch.from_numpy(x).to(self.device)
+
+    def simulate(self, model: TreeSearchModel, index: int, discount: float) -> Ints:
+        """Follow the next actions to a leaf in every tree, add a node there and update the nodes on the way.
+
+        Args:
+            model: predicts the outcome.
+            index: number of the new node within each tree.
+            discount: per step.
+
+        Returns:
+            The rows [m] whose statistics changed, the new ones included.
+        """
+        path, active_at = self.select_leaves()
+        new_rows = self.expand(model, path[-1], index, discount)
+        return self.backup(path, active_at, new_rows)
+
     def add_nodes(self, rows: Ints, prediction: NodePrediction, state: NestedState) -> None:
         """Write new nodes to rows."""
         logits = _to_numpy(prediction.logits)
         self.logits[rows] = logits
-        self.prior[rows] = numpy_softmax(logits)
+        self.prior[rows] = softmax(self, logits)
         self.predicted_value[rows] = self.value[rows] = _to_numpy(prediction.value)
         self.value_count[rows] = 1
         index = torch.from_numpy(rows).to(self.device)
@@ -136,10 +197,10 @@ class SearchTree:
         return np.concatenate((rows, new_rows))
 
 
-def numpy_softmax(logits: Floats) -> Floats:
-    """Take the softmax over the last dimension."""
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
+def softmax(tree: Any, logits: Array) -> Array:
+    """Take the softmax over the last dimension of an array of a tree."""
+    exponentials = tree.xp.exp(logits - tree.xp.amax(logits, axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def _to_numpy(x: Tensor) -> Any:

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories import randomize
 from muzero_agents import IMAGE_SPACES, SIZES, collect, make_agent, random_sequences
 
+from vwm.core.seeds import world_seeds
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.nn.image_augmentation import random_intensity
 from vwm.nn.value_support import ScaledSupport, inverse_value_transform, value_transform
 from vwm.planning.gumbel_search import GumbelMuZeroSearch
+from vwm.planning.puct_search import PUCTSearch
 from vwm.rl.agent_training import AgentTraining
 from vwm.rl.algorithms.muzero import MuZeroAgent, MuZeroTreeModel
 from vwm.rl.algorithms.muzero_config import MuZeroAugmentation, MuZeroNetworkConfig
@@ -74,16 +77,16 @@ def test_the_support_and_its_loss_equal_a_reference_in_float64():
         low = min(int(np.floor(position)), 39)
         weights[i, low] += 1 - (position - low)
         weights[i, low + 1] += position - low
-    np.testing.assert_allclose(support.encode(torch.from_numpy(x)).numpy(), weights, rtol=0, atol=4e-6)
+    np.testing.assert_allclose(support.encode(torch.from_numpy(x)).numpy(), weights, rtol=0, atol=1e-13)
     logits = rng.normal(size=(len(x), 41))
     log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     expected = -(weights * log_softmax).sum(1)
     loss = support.loss(torch.from_numpy(logits), torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(loss, expected, rtol=3e-6)
+    np.testing.assert_allclose(loss, expected, rtol=1e-13)
     transformed = (np.exp(log_softmax) * np.arange(-20, 21)).sum(1)
     root = (np.sqrt(1 + 4 * 0.001 * (np.abs(transformed) + 1 + 0.001)) - 1) / (2 * 0.001)
     mean = support.mean(torch.from_numpy(logits)).numpy()
-    np.testing.assert_allclose(mean, np.sign(transformed) * (root**2 - 1), rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(mean, np.sign(transformed) * (root**2 - 1), rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("layers", [2, 3])
@@ -195,6 +198,24 @@ def test_rewards_can_be_learned_as_signs():
     batch = collect(agent, agent.batch_length)
     agent.update(batch._replace(reward=batch.reward * 7 - 3))
     assert set(used[0].unique().tolist()) == {-1.0, 0.0, 1.0}
+
+
+@pytest.mark.parametrize("tree", ["host", "device"])
+def test_a_batched_search_from_pixels_equals_single_ones_in_float64(tree):
+    network = {"num_stacked_frames": 2, "image_network": "pooled", "prediction_blocks": 1, "value_prefix_horizon": 2}
+    agent = make_agent(IMAGE_SPACES, network=network)
+    randomize(agent.network).double()
+    windows = torch.randint(0, 256, (5, 2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    seeds, model = world_seeds(7, 5), MuZeroTreeModel(agent.network)
+    for search in (GumbelMuZeroSearch(12, tree=tree), PUCTSearch(12, tree=tree)):
+        batched = search.search(model, agent.network.represent(windows), 0.97, seeds, temperature=1.0)
+        assert len(batched.visits.unique(dim=0)) > 1
+        for i in range(5):
+            state = agent.network.represent(windows[i : i + 1])
+            alone = search.search(model, state, 0.97, seeds[i : i + 1], temperature=1.0)
+            assert torch.equal(alone.visits, batched.visits[i : i + 1]) and alone.action == batched.action[i]
+            torch.testing.assert_close(alone.policy, batched.policy[i : i + 1], rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(alone.value, batched.value[i : i + 1], rtol=1e-6, atol=1e-7)
 
 
 def make_training(run: Path, **settings) -> AgentTraining:
