@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vwm.data.video_encoding import encode_video
+from vwm.eval import surprise_evaluation
 from vwm.eval.intphys2 import is_intphys2_folder, read_intphys2_pairs, resize_middle
 from vwm.eval.surprise import SURPRISE_REPORT_FILE, write_surprise_report
 
@@ -68,6 +69,23 @@ def test_a_scorer_of_jumps_wins_every_pair_and_each_video_is_decoded_once(tmp_pa
     assert report["curves"]["permanence"]["impossible"]["offset"] == [2, 3, 4, 5, 6, 7, 8]
     saved = json.loads((tmp_path / "out" / SURPRISE_REPORT_FILE).read_text())
     assert saved["violation_known"] is False and saved["before_violation"] == 0
+
+
+def test_the_next_command_is_one_that_reads_the_videos(tmp_path, monkeypatch, capsys):
+    folder = write_split(tmp_path / "Main", "filename", scenes=1)
+    monkeypatch.setattr(surprise_evaluation, "load_surprise_scorer", lambda *_: JumpScorer())
+    surprise_evaluation.evaluate_surprise(tmp_path, str(folder), tmp_path / "out", device="cpu", frame_step=1)
+    assert f"vwm surprise {tmp_path} {folder} --by Difficulty" in capsys.readouterr().out
+
+
+class JumpScorer:
+    image_size = (16, 16)
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        return (frames[:, 2:].float() - frames[:, :-2].float()).abs().mean(dim=(2, 3, 4))
+
+    def frame_times(self, frames: int) -> list[int]:
+        return list(range(2, frames))
 
 
 def test_frames_keep_their_shape_around_the_middle():

@@ -51,13 +51,17 @@ def evaluate_surprise(
     scorer = load_surprise_scorer(bundle, context, mask_token, str(resolve_device(device)))
     if is_intphys2_folder(data):
         pairs = read_intphys2_pairs(Path(data), scorer.image_size, frame_step, by, limit)
+        # `vwm probe` reads shards, and no folder of videos
+        other = "Difficulty" if by == "condition" else "condition"
+        next_command = format_command("surprise", bundle, data, "--by", other)
     else:
         pairs = read_violation_pairs(data, limit)
+        next_command = format_command("probe", bundle, data)
     report = write_surprise_report(
         scorer, pairs, out, scorer.frame_times(pairs.possible.shape[1]), batch_size, bundle.resolve().name
     )
     print((out / SURPRISE_TABLE_FILE).read_text())
-    print_output(out, f"{SURPRISE_TABLE_FILE}, every number and plots", format_command("probe", bundle, data))
+    print_output(out, f"{SURPRISE_TABLE_FILE}, every number and plots", next_command)
     return report
 
 

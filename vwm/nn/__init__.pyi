@@ -68,6 +68,7 @@ from .grouped_query_attention import SinkGeometry as SinkGeometry
 from .image_augmentation import random_intensity as random_intensity
 from .image_augmentation import random_shift as random_shift
 from .kernel_device import kernels_of as kernels_of
+from .layer_decay import HasLayers as HasLayers
 from .linear import OneDNNLinear as OneDNNLinear
 from .linear import onednn_linear as onednn_linear
 from .lora import LoRAConfig as LoRAConfig

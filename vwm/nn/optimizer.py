@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from vwm.core.checks import check_not_negative
 from vwm.nn.fused_adam import fuse_adam_on_cuda, update_local_parts
+from vwm.nn.layer_decay import layer_decay_groups
 from vwm.nn.muon import Muon
 
 
@@ -35,6 +36,8 @@ class OptimizerConfig:
         final_weight_decay: end of a cosine schedule of the weight decay, at ``max_steps``; None keeps it constant.
         stretch: length of the schedules as a multiple of ``max_steps``; above 1, the run stops before their end
             (V-JEPA: 1.25).
+        layer_decay: learning rate of a layer divided by that of the next one, for the fine-tuning of models that order
+            their weights in layers; see ``layer_decay_groups``.
 
     Raises:
         ValueError: a rate or a count is out of range.
@@ -50,10 +53,13 @@ class OptimizerConfig:
     start_lr: float = 0.0
     final_weight_decay: float | None = None
     stretch: float = 1.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise ValueError(f"optimizer.lr must be above 0, got {self.lr}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optimizer.layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         check_not_negative(
             weight_decay=self.weight_decay, warmup=self.warmup, min_lr=self.min_lr, start_lr=self.start_lr
         )
@@ -102,10 +108,13 @@ class OptimizerConfig:
 
     def _make_optimizer(self, model: nn.Module) -> Optimizer:
         settings: dict[str, Any] = {"lr": self.lr, "betas": tuple(self.betas)}
+        layers = (
+            None if self.layer_decay == 1 else layer_decay_groups(model, self.lr, self.weight_decay, self.layer_decay)
+        )
         if self.name in ("muon", "nmuon"):
-            groups = param_groups_weight_decay(model, self.weight_decay)
+            groups = layers or param_groups_weight_decay(model, self.weight_decay)
             return Muon(groups, nesterov=self.name == "nmuon", **settings)
-        return create_optimizer_v2(model, opt=self.name, weight_decay=self.weight_decay, **settings)
+        return create_optimizer_v2(layers or model, opt=self.name, weight_decay=self.weight_decay, **settings)
 
     def factor(self, step: int, end: float, time_share: float = 0.0) -> float:
         """Multiplier of the peak learning rate.

@@ -15,6 +15,7 @@ from .gymnasium_env import SimulatorVectorEnv as SimulatorVectorEnv
 from .gymnasium_env import make_world as make_world
 from .gymnasium_env import make_worlds as make_worlds
 from .onnx_graphs import GraphWorld as GraphWorld
+from .onnx_graphs import example_action as example_action
 from .onnx_graphs import export_graphs as export_graphs
 from .onnx_weights import WeightsFile as WeightsFile
 from .pull import pull_bundle as pull_bundle

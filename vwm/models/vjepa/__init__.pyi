@@ -41,6 +41,8 @@ from .position_encoding import PositionEncoding as PositionEncoding
 from .position_encoding import RotaryTables as RotaryTables
 from .simulator import VJEPAACSimulator as VJEPAACSimulator
 from .simulator import VJEPAACState as VJEPAACState
+from .state_targets import StateTargets as StateTargets
+from .supervised_module import SupervisedVJEPAModule as SupervisedVJEPAModule
 from .surprise import VJEPASurprise as VJEPASurprise
 from .video_encoder import TubeletEmbedding as TubeletEmbedding
 from .video_encoder import VideoEncoder as VideoEncoder

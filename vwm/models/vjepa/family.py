@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vwm.models.vjepa.action_conditioned_module import ActionConditionedJEPAModule
     from vwm.models.vjepa.module import VJEPAModule
     from vwm.models.vjepa.simulator import VJEPAACSimulator
+    from vwm.models.vjepa.supervised_module import SupervisedVJEPAModule
 
 
 ORIGIN = "Weights of V-JEPA 2-AC by Meta (arXiv 2506.09985), published at https://github.com/facebookresearch/vjepa2."
@@ -26,16 +27,33 @@ class VJEPAFamily(WorldFamily):
     name = "vjepa"
     title = "V-JEPA"
     simulator_class = "vwm.models.vjepa.VJEPAACSimulator"
-    module_classes = ("vwm.models.vjepa.VJEPAModule", "vwm.models.vjepa.ActionConditionedJEPAModule")
+    module_classes = (
+        "vwm.models.vjepa.VJEPAModule",
+        "vwm.models.vjepa.SupervisedVJEPAModule",
+        "vwm.models.vjepa.ActionConditionedJEPAModule",
+    )
     report = "latent_error"
     published_files = "vjepa2-ac-vitg.pt, V-JEPA 2-AC"
 
     def export_networks(
-        self, module: VJEPAModule | ActionConditionedJEPAModule, data: DataPath | None, average: bool
+        self,
+        module: VJEPAModule | SupervisedVJEPAModule | ActionConditionedJEPAModule,
+        data: DataPath | None,
+        average: bool,
     ) -> ExportedNetworks | None:
-        """See ``WorldFamily.export_networks``: encoder (on average: the target encoder) and predictor of a V-JEPA."""
-        from vwm.models.vjepa.module import VJEPAModule
+        """See ``WorldFamily.export_networks``: encoder (on average: the target encoder) and predictor of a V-JEPA.
 
+        Of a supervised training: encoder and probe.
+        """
+        from vwm.models.vjepa.module import VJEPAModule
+        from vwm.models.vjepa.supervised_module import SupervisedVJEPAModule
+
+        if isinstance(module, SupervisedVJEPAModule):
+            return ExportedNetworks(
+                {"encoder": module.encoder, "probe": module.probe},
+                contents="encoder and probe",
+                next_command=("probe", "{out}", "{data}"),
+            )
         if not isinstance(module, VJEPAModule):
             return None
         encoder = (module.target_encoder if average else None) or module.encoder
