@@ -24,6 +24,8 @@ FLAGS = [
     "--disable-sync",
     "--no-first-run",
     "--disable-quic",
+    "--enable-unsafe-webgpu",
+    "--use-webgpu-adapter=swiftshader",  # on the processor
 ]
 SIZE = 32
 SQUARE = 4

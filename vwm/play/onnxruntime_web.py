@@ -1,4 +1,4 @@
-"""The files of onnxruntime-web, which computes ONNX graphs in browsers (WebAssembly, MIT licence)."""
+"""The files of onnxruntime-web, which computes ONNX graphs in browsers (WebGPU and WebAssembly, MIT licence)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from pathlib import Path
 
 RUNTIME_VERSION = "1.30.0"
 RUNTIME_MODULE = "ort.wasm.min.mjs"
-RUNTIME_FILES = (RUNTIME_MODULE, "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+RUNTIME_FILES = (
+    RUNTIME_MODULE,
+    "ort-wasm-simd-threaded.mjs",
+    "ort-wasm-simd-threaded.wasm",
+    "ort.webgpu.min.mjs",
+    "ort-wasm-simd-threaded.asyncify.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm",
+)
+"""Of WebAssembly and of WebGPU; a page downloads those of the one that it uses."""
 FETCH_SECONDS = 300
 LARGEST_FILE = 2**28
 
@@ -24,13 +32,13 @@ def place_runtime(source: str | None, folder: Path) -> str:
         folder: of the page; the files go to its ``runtime``.
 
     Returns:
-        Where the page finds the module: a path within ``folder``, or an address.
+        Where the page finds the files: a path within ``folder``, or an address.
 
     Raises:
         ValueError: the files are not there, or npm is missing or fails.
     """
     if source is not None and source.startswith(("http://", "https://")):
-        return f"{source.rstrip('/')}/{RUNTIME_MODULE}"
+        return source.rstrip("/")
     target = folder / "runtime"
     target.mkdir()
     if source is None:
@@ -42,7 +50,7 @@ def place_runtime(source: str | None, folder: Path) -> str:
             if not (given / name).is_file():
                 raise ValueError(f"{given} has no {name}: give the folder dist of the npm package onnxruntime-web")
             shutil.copyfile(given / name, target / name)
-    return f"runtime/{RUNTIME_MODULE}"
+    return target.name
 
 
 def _fetch(target: Path) -> None:

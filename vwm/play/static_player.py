@@ -11,16 +11,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
 from vwm.core.command_output import print_next_command, print_output
+from vwm.core.network_simulator import NetworkSimulator
+from vwm.core.spaces import ActionSpace
+from vwm.data.action_files import format_action_table
 from vwm.play.app import PAGE_FOLDER
 from vwm.play.images import encode_png
 from vwm.play.onnxruntime_web import RUNTIME_VERSION, place_runtime
 from vwm.play.world_description import describe_world
 from vwm.worlds.bundle import load_simulator
-from vwm.worlds.onnx_graphs import CHECKED_STEPS, export_graphs
+from vwm.worlds.onnx_graphs import CHECKED_STEPS, LARGEST_MEAN_DIFFERENCE, example_action, export_graphs
 
 DESCRIPTION_FILE = "world.json"
+MOST_UPLOAD_BYTES = 16_000_000
+CHECK_SEED = 1
+PAGE_CHECKED_STEPS = 2
+"""Steps that a page compares with Python's before it trusts a graphics card."""
 
 
 def export_static_world(
@@ -48,12 +57,14 @@ def export_static_world(
         starts = simulator.starts.numpy()
         (folder / "starts.bin").write_bytes(starts.tobytes())
         description = {
-            "hello": describe_world(simulator, 0, "") | {"records": False},
+            "hello": describe_world(simulator, MOST_UPLOAD_BYTES, ""),
+            "action_columns": _action_columns(simulator.spec.actions),
             "contexts": starts.shape,
             "largest_difference": difference,
         }
         if page:
             description["runtime"] = place_runtime(runtime, folder)
+            description["check"] = _write_check(simulator, folder / "check.bin")
             _copy_page(folder)
             (folder / "starts").mkdir()
             for index, start in enumerate(starts):
@@ -64,6 +75,27 @@ def export_static_world(
     print_output(out, "a page that computes its world" if page else "reset.onnx and step.onnx")
     if page:
         print_next_command(f"python -m http.server 8000 --directory {out}")
+
+
+def _action_columns(space: ActionSpace) -> str:
+    """Return the first line of a table of actions."""
+    rows = np.zeros((0,) if space.is_discrete else (0, space.size), np.int64 if space.is_discrete else np.float32)
+    return format_action_table(space, rows).rstrip("\n")
+
+
+def _write_check(simulator: NetworkSimulator, file: Path) -> dict[str, Any]:
+    """Write the first frames of a start, uint8, which a page compares with its own; return how to compute them."""
+    assert simulator.starts is not None
+    state, frame = simulator.reset(simulator.starts[:1], CHECK_SEED)
+    frames, actions = [frame], []
+    for number in range(PAGE_CHECKED_STEPS):
+        action = example_action(simulator, number)
+        state, output = simulator.step(state, action)
+        assert output.frame is not None, "a step with decode=True shows frames"
+        frames.append(output.frame)
+        actions.append(action[0].tolist())
+    file.write_bytes(b"".join(shown.numpy().tobytes() for shown in frames))
+    return {"seed": CHECK_SEED, "actions": actions, "largest_mean": LARGEST_MEAN_DIFFERENCE}
 
 
 def _copy_page(folder: Path) -> None:
@@ -84,7 +116,9 @@ def _card(title: str, page: bool) -> str:
     )
     serve = (
         "\n\nServe this folder with any web server and open `index.html` there: the browser computes the world, and "
-        "nothing is sent anywhere. Two or more threads need the headers `Cross-Origin-Opener-Policy: same-origin` and "
-        f"`Cross-Origin-Embedder-Policy: require-corp`. `runtime/` is onnxruntime-web {RUNTIME_VERSION} (MIT licence)."
+        "nothing is sent anywhere. It uses WebGPU where it has a graphics card for it (on pages with https or on "
+        "localhost), else WebAssembly; `?backend=webgpu` and `?backend=wasm` choose. Two or more threads of "
+        "WebAssembly need the headers `Cross-Origin-Opener-Policy: same-origin` and `Cross-Origin-Embedder-Policy: "
+        f"require-corp`. `runtime/` is onnxruntime-web {RUNTIME_VERSION} (MIT licence)."
     )
     return f"# {title}\n\nA vwm world as ONNX graphs. {files}{serve if page else ''}\n"

@@ -47,7 +47,15 @@ async function openSocket() {
   if (!description) return new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/play`);
   setMode("connecting", "Loading", "the world");
   const { StaticWorld } = await import("./static_world.js");
-  return new StaticWorld(description, (text) => setMode("connecting", "Loading", text));
+  const backend = new URLSearchParams(location.search).get("backend") ?? "auto";
+  return new StaticWorld(description, backend, (text) => setMode("connecting", "Loading", text), showBackend);
+}
+
+/** Show what computes the world of a static page. */
+function showBackend(provider, text) {
+  document.body.dataset.backend = provider;
+  $("backend").textContent = text;
+  $("backend").hidden = false;
 }
 
 function send(message) {
@@ -82,7 +90,7 @@ function showWorld(hello) {
   panel?.close();
   ({ discrete: showLegend, continuous: showLevers, composite: showParts })[world.actions.kind]();
   showStarts();
-  $("record").hidden = world.records === false;
+  $("video").textContent = `Download ${videoFormat() === "mp4" ? "MP4" : "WebM"}`;
   fit();
   if (world.starts) return reset();
   setMode("ready", "Upload an image", "This world has no starts: it continues any image that you upload.");
@@ -243,7 +251,6 @@ const commands = {
   },
   reset,
   record() {
-    if (world.records === false) return;
     send({ type: "record", command: recording ? "stop" : "start" });
   },
 };
@@ -464,10 +471,17 @@ function showRecording({ recording: on, recorded }, message) {
   $("recorded").textContent = `${recorded} frames · ${(recorded / world.fps).toFixed(1)} s`;
 }
 
-for (const format of ["mp4", "gif", "csv"]) $(format).addEventListener("click", () => send({ type: "record", command: "download", format }));
+/** The format in which the server, or the worker of a static page, writes videos. */
+function videoFormat() {
+  return document.body.dataset.world ? "webm" : "mp4";
+}
+
+for (const button of ["video", "gif", "csv"]) {
+  $(button).addEventListener("click", () => send({ type: "record", command: "download", format: button === "video" ? videoFormat() : button }));
+}
 
 function save({ name, format }, body) {
-  const url = URL.createObjectURL(new Blob([body], { type: { gif: "image/gif", mp4: "video/mp4", csv: "text/csv" }[format] }));
+  const url = URL.createObjectURL(new Blob([body], { type: { gif: "image/gif", mp4: "video/mp4", webm: "video/webm", csv: "text/csv" }[format] }));
   Object.assign(document.createElement("a"), { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }

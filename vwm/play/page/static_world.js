@@ -2,22 +2,25 @@
 
 /** What `Connection` needs of a WebSocket, over a worker that answers the same messages. */
 export class StaticWorld {
-  /** description: address of world.json; progress(text): called while the world loads. */
-  constructor(description, progress) {
+  /**
+   * description: address of world.json; backend: auto, webgpu or wasm; progress(text): called while the world loads;
+   * runs(provider, text): called with what computes it.
+   */
+  constructor(description, backend, progress, runs) {
     this.readyState = WebSocket.CONNECTING;
     this.worker = new Worker(new URL("./world_worker.js", import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => {
       if (data.progress) progress(data.progress);
-      else if (data.ready) this.open();
+      else if (data.ready) this.open(runs(data.provider, data.text));
       else if (data.failed) this.close(data.failed);
       else this.onmessage({ data });
     };
     this.worker.onerror = (event) => this.close(event.message || "the page's worker could not be loaded");
-    this.worker.postMessage({ type: "load", description: new URL(description, location.href).href });
+    this.worker.postMessage({ type: "load", description: new URL(description, location.href).href, backend });
   }
 
-  send(text) {
-    this.worker.postMessage(JSON.parse(text));
+  send(message) {
+    this.worker.postMessage(message instanceof Blob ? { type: "upload", file: message } : JSON.parse(message));
   }
 
   open() {
