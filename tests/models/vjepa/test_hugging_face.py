@@ -204,6 +204,7 @@ ROTARY = [
     if encoder.get("positions", "rope") == "rope"
     and not encoder.get("tiled_rope")  # weights that were published so
     and not encoder.get("feature_layers")  # V-JEPA 2.1, which the layout cannot represent
+    and "predictor" in SHIPPED[name]["model"]["init_args"]
 ]
 
 

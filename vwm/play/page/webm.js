@@ -23,7 +23,7 @@ export async function encodeWebm(frames, fps) {
   await encoder.flush();
   encoder.close();
   if (failure) throw failure;
-  return container(chunks, name, width, height, (1000 * frames.length) / fps);
+  return container(chunks, name, width, height, fps);
 }
 
 async function findCodec(width, height, fps) {
@@ -38,11 +38,11 @@ function settings(codec, width, height, framerate) {
   return { codec, width, height, framerate, bitrate: Math.max(500_000, Math.round(BITS_PER_PIXEL * width * height * framerate)) };
 }
 
-function container(chunks, codec, width, height, duration) {
+function container(chunks, codec, width, height, fps) {
   const head = element(0x1a45dfa3, number(0x4286, 1), number(0x42f7, 1), number(0x42f2, 4), number(0x42f3, 8), text(0x4282, "webm"), number(0x4287, 2), number(0x4285, 2));
-  const info = element(0x1549a966, number(0x2ad7b1, 1_000_000), float(0x4489, duration), text(0x4d80, "vwm"), text(0x5741, "vwm"));
+  const info = element(0x1549a966, number(0x2ad7b1, 1_000_000), float(0x4489, (1000 * chunks.length) / fps), text(0x4d80, "vwm"), text(0x5741, "vwm"));
   const size = element(0xe0, number(0xb0, width), number(0xba, height));
-  const track = element(0xae, number(0xd7, 1), number(0x73c5, 1), number(0x83, 1), text(0x86, codec), size);
+  const track = element(0xae, number(0xd7, 1), number(0x73c5, 1), number(0x83, 1), number(0x23e383, Math.round(1e9 / fps)), text(0x86, codec), size);
   const clusters = [];
   for (const chunk of chunks) {
     const time = Math.round(chunk.timestamp / 1000); // in milliseconds
