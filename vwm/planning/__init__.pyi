@@ -2,12 +2,9 @@ from .action_sequences import CategoricalActionSequences as CategoricalActionSeq
 from .action_sequences import GaussianActionSequences as GaussianActionSequences
 from .action_sequences import UniformActionSequences as UniformActionSequences
 from .cem import CEM as CEM
-<<<<<<< HEAD
 from .device_search_tree import DeviceSearchTree as DeviceSearchTree
-=======
 from .end_effector_cem import EndEffectorCEM as EndEffectorCEM
 from .end_effector_cem import EndEffectorPlan as EndEffectorPlan
->>>>>>> b9ed792 (planning: the published cross-entropy method of V-JEPA 2-AC)
 from .goal_distance import GoalDistance as GoalDistance
 from .goal_tasks import GoalTask as GoalTask
 from .goal_tasks import LampGoalTask as LampGoalTask
