@@ -119,7 +119,7 @@ class SupervisedVJEPAModule(TrainingModule):
         """The standardized numbers at the last frames of clips, float32 [b, o], or a class [b, 1]."""
         if batch.state is None:
             raise ValueError("the clips have no state: name state in data.fields, and record with `vwm record --state`")
-        columns: Tensor = self.state_columns  # type: ignore[assignment]
+        columns: Tensor = self.state_columns
         return (batch.state[:, -1].index_select(1, columns).float() - self.state_mean) / self.state_std
 
     def weight_layer(self, name: str) -> int:
