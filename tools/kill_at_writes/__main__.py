@@ -39,7 +39,8 @@ IMPORTED_BEFORE_FORKS = (
     "vwm.models.vjepa.action_conditioned_module", "vwm.models.mdn_rnn.module", "vwm.tokenizers.causal_vae",
     "vwm.rl.algorithms.dreamer", "vwm.rl.algorithms.ppo", "vwm.eval.world_report", "matplotlib.pyplot",
     "stable_baselines3", "pyarrow.parquet", "pyarrow.dataset", "vwm.data.importers.lerobot",
-    "vwm.data.importers.diamond", "vwm.data.importers.rlds", "vwm.data.exporters.lerobot",
+    "vwm.data.importers.diamond", "vwm.data.importers.rlds", "vwm.data.importers.images",
+    "vwm.data.importers.webdataset", "vwm.data.importers.rocket_science", "vwm.data.exporters.lerobot",
     "vwm.data.exporters.webdataset",
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,15 +12,53 @@ from killing import Command
 from results import folder_bytes
 from trainings import prepare_data, prepare_export, record_argv
 
+from vwm.data.converting import convert_dataset
 from vwm.data.importing import import_dataset
 from vwm.data.video_encoding import write_video
 
-RECORDINGS = Path(__file__).parents[2] / "tests" / "data" / "importers"
+TESTS = Path(__file__).parents[2] / "tests"
+sys.path.append(str(TESTS))
+RECORDINGS = TESTS / "data" / "importers"
 """Small data sets of other projects, one folder a format."""
-IMPORTED = {
-    "lerobot": ("lerobot_v3", ["--cameras", "front,wrist", "--size", "16"]),
-    "diamond": ("diamond", []),
-    "rlds": ("rlds/toy_drawer", ["--cameras", "image"]),
+
+
+def copy_recording(name: str) -> Callable[[Path], None]:
+    """Return what puts a data set of the tests where it is imported from."""
+
+    def prepare(source: Path) -> None:
+        shutil.copytree(RECORDINGS / name, source)
+
+    return prepare
+
+
+def write_pictures(source: Path) -> None:
+    from drawer_episodes import grey_frames
+    from PIL import Image
+
+    for number in range(2):
+        (source / f"walk{number}").mkdir(parents=True)
+        for t, frame in enumerate(grey_frames(number)):
+            Image.fromarray(frame).save(source / f"walk{number}" / f"{t}.png")
+
+
+def write_rocket_match(source: Path) -> None:
+    from rocket_matches import write_match
+
+    write_match(source, {})
+
+
+def write_tars(source: Path) -> None:
+    prepare_two_cameras(source.parent / "before")
+    convert_dataset("webdataset", source.parent / "before" / "data", source, workers=0)
+
+
+IMPORTED: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "lerobot": (copy_recording("lerobot_v3"), ["--cameras", "front,wrist", "--size", "16"]),
+    "diamond": (copy_recording("diamond"), []),
+    "rlds": (copy_recording("rlds/toy_drawer"), ["--cameras", "image"]),
+    "images": (write_pictures, []),
+    "webdataset": (write_tars, ["--cameras", "front,wrist"]),
+    "rocket-science": (write_rocket_match, ["--cameras", "p0,p2"]),
 }
 
 
@@ -45,10 +84,10 @@ def encode_argv(home: Path) -> list[str]:
 
 def import_command(kind: str) -> Command:
     """Return the command that imports a data set of the tests."""
-    name, options = IMPORTED[kind]
+    write, options = IMPORTED[kind]
 
     def prepare(home: Path) -> None:
-        shutil.copytree(RECORDINGS / name, home / "source")
+        write(home / "source")
 
     def argv(home: Path) -> list[str]:
         paths = [str(home / "source"), str(home / "data")]

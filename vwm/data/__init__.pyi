@@ -1,6 +1,7 @@
 from .action_files import VideoActions as VideoActions
 from .action_files import format_action_table as format_action_table
 from .action_files import read_action_file as read_action_file
+from .action_files import read_actions as read_actions
 from .batch_copies import BatchCopies as BatchCopies
 from .batch_copies import CudaBatchCopies as CudaBatchCopies
 from .batch_division import BatchDivision as BatchDivision

@@ -51,7 +51,16 @@ def read_action_file(video: Path) -> VideoActions | None:
     Raises:
         ValueError: a file is invalid; the message names it.
     """
-    *array_paths, parts_path = action_file_paths(video)
+    return read_actions(action_file_paths(video))
+
+
+def read_actions(paths: list[Path]) -> VideoActions | None:
+    """Read the actions of the first file that exists, and their parts from the last one; None if there is no file.
+
+    Raises:
+        ValueError: a file is invalid; the message names it.
+    """
+    *array_paths, parts_path = paths
     path = next((path for path in array_paths if path.exists()), None)
     if path is None:
         return None

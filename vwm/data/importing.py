@@ -31,7 +31,18 @@ from vwm.data.shards import ShardWriter
 from vwm.data.workers import run_jobs
 
 ImportKind = Literal[
-    "lerobot", "minari", "hdf5", "npz", "images", "diamond", "jasmine", "lance", "webdataset", "rocket-science", "rlds"
+    "lerobot",
+    "minari",
+    "hdf5",
+    "npz",
+    "images",
+    "diamond",
+    "csgo",
+    "jasmine",
+    "lance",
+    "webdataset",
+    "rocket-science",
+    "rlds",
 ]
 
 _SOURCES = {
@@ -41,6 +52,7 @@ _SOURCES = {
     "npz": "vwm.data.importers.npz:NpzSource",
     "images": "vwm.data.importers.images:ImagesSource",
     "diamond": "vwm.data.importers.diamond:DiamondSource",
+    "csgo": "vwm.data.importers.csgo:CsgoSource",
     "webdataset": "vwm.data.importers.webdataset:WebDatasetSource",
     "jasmine": "vwm.data.importers.jasmine:JasmineSource",
     "lance": "vwm.data.importers.lance:LanceSource",
@@ -71,9 +83,10 @@ def import_dataset(
     Args:
         kind: format of the data set: lerobot (versions 2.0 to 3.0), minari, hdf5 (a file of robomimic's or D4RL's
             layout), npz (a file or a folder of files of frames, actions, rewards, ends), images (folders of frames,
-            animated GIF, WebP and PNG files), diamond (its .pt files), jasmine (its array_record files), lance (tables
-            of stable-worldmodel), webdataset (tars of `vwm convert webdataset`), rocket-science (a split of kyutai's),
-            rlds (Open X-Embodiment, as TensorFlow Datasets stores it).
+            animated GIF, WebP and PNG files), diamond (its .pt files), csgo (Counter-Strike's .hdf5 files), jasmine
+            (its array_record files), lance (tables of stable-worldmodel), webdataset (tars of `vwm convert
+            webdataset`), rocket-science (a split of kyutai's), rlds (Open X-Embodiment, as TensorFlow Datasets stores
+            it).
         source: folder or file of the data set.
         out: folder for the shards.
         cameras: cameras whose pictures are put side by side; may be left out where there is one.
@@ -90,7 +103,8 @@ def import_dataset(
         ValueError: a setting is invalid, ``out`` was made with other settings, or no episode could be read.
     """
     settings = _make_settings(kind, source, cameras, size, height, width, clip_length, fps, episodes_per_shard)
-    opened = open_source(kind, source)
+    _open_once.cache_clear()  # the source may have changed
+    opened = _open_once(kind, source.resolve())
     settings = ImportSettings(**vars(settings) | {"cameras": choose_cameras(opened, settings.cameras, str(source))})
     bounds = opened.action_bounds()
     with lock_folder(out, "import"):
@@ -102,7 +116,10 @@ def import_dataset(
         work = functools.partial(_import_shard, settings, out, bounds)
         run = functools.partial(run_jobs, workers=workers)
         pending = [shards[i] for i in new]
-        map_shards(shards, pending, work, run, save, lambda shard: len(shard.sources), "episode", "import")
+        try:
+            map_shards(shards, pending, work, run, save, lambda shard: len(shard.sources), "episode", "import")
+        finally:
+            _open_once.cache_clear()
     skipped = {name: reason for shard in shards for name, reason in shard.skipped.items()}
     if skipped:
         print(f"skipped ({len(skipped)}):")
@@ -131,6 +148,12 @@ def open_source(kind: ImportKind, source: Path) -> EpisodeSource:
     return opened
 
 
+@functools.lru_cache(maxsize=1)
+def _open_once(kind: ImportKind, source: Path) -> EpisodeSource:
+    """Open the data set of an import once in each process, whatever the number of shards."""
+    return open_source(kind, source)
+
+
 def _make_settings(
     kind: str,
     source: Path,
@@ -155,11 +178,13 @@ def _make_settings(
 def _import_shard(settings: ImportSettings, out: Path, bounds: ActionBounds | None, shard: ImportShard) -> ImportShard:
     """Write a shard; nothing is written where none of its episodes can be read."""
     result = ImportShard(shard.name, shard.sources, done=True)
-    opened = open_source(settings.kind, Path(settings.source))  # type: ignore[arg-type]
+    opened = _open_once(settings.kind, Path(settings.source))
     opened.use(settings.cameras)
     with contextlib.ExitStack() as stack:
         writer: ShardWriter | None = None
         for number, name in enumerate(shard.sources):
+            if opened.is_gone(name):
+                continue
             try:
                 episodes = _read_episodes(settings, opened, name, bounds)
             except ImportError:

@@ -29,7 +29,10 @@ from vwm.data.frame_size import choose_frame_size
 from vwm.data.importers.source import SeekableSource
 from vwm.data.recent_items import RecentItems
 
-IN_PLACE_KINDS = {"lerobot": "vwm.data.importers.lerobot:LeRobotSource"}
+IN_PLACE_KINDS = {
+    "lerobot": "vwm.data.importers.lerobot:LeRobotSource",
+    "csgo": "vwm.data.importers.csgo:CsgoSource",
+}
 _MARKS = {"lerobot": "meta/info.json"}
 """A file by which a folder of a kind is known."""
 EPISODES_PER_SHARD = 8

@@ -10,6 +10,7 @@ from drawer_episodes import LENGTHS, check_frames, grey_frames, states
 from PIL import Image
 from shard_contents import read_shards
 
+from vwm.data.importers.images import ImagesSource
 from vwm.data.importing import import_dataset
 
 
@@ -57,6 +58,50 @@ def test_animations_have_the_time_of_their_frames(tmp_path: Path, extension: str
     check_frames(arrays["frames"], 0, 1)
     np.testing.assert_array_equal(arrays["actions"], np.arange(LENGTHS[0]))
     assert meta["fps"] == 25 and meta["source"] == f"walk.{extension}"
+
+
+def test_actions_in_the_folder_of_the_frames_of_which_the_last_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        write_folder(tmp_path / "in" / f"walk{number}", number)
+        np.save(tmp_path / "in" / f"walk{number}" / "actions.npy", np.arange(LENGTHS[number] - 1))
+    np.save(tmp_path / "in" / "walk1.actions.npy", np.arange(LENGTHS[1]))
+    run(tmp_path / "in", tmp_path / "out")
+    ((arrays, _),) = read_shards(tmp_path / "out")
+    np.testing.assert_array_equal(arrays["actions"], np.arange(LENGTHS[0] - 1))
+    check_frames(np.concatenate((arrays["frames"], arrays["frames"][-1:] + 10)), 0)
+    assert "walk1: has actions in the folder and beside it (walk1.actions): keep those of one place" in (
+        capsys.readouterr().out
+    )
+
+
+def test_thirty_frames_a_second_in_a_clock_of_hundredths(tmp_path: Path) -> None:
+    levels = [Image.new("L", (16, 16), 20 * t) for t in range(6)]
+    for name, times in (("all", [30, 40, 30, 30, 40, 30]), ("joined", [30, 40, 30, 130, 40, 30])):
+        levels[0].save(tmp_path / f"{name}.gif", save_all=True, append_images=levels[1:], duration=times)
+    np.save(tmp_path / "each.actions.npy", np.arange(6))
+    levels[0].save(tmp_path / "each.gif", save_all=True, append_images=levels[1:], duration=[30, 40, 30, 130, 40, 30])
+    run(tmp_path, tmp_path / "out")
+    found = {meta["source"]: (arrays, meta) for arrays, meta in read_shards(tmp_path / "out")}
+    shown = {name: arrays["frames"][:, 0, 0, 0].tolist() for name, (arrays, _) in found.items()}
+    assert shown["all.gif"] == [0, 20, 40, 60, 80, 100] and found["all.gif"][1]["fps"] == 30
+    assert shown["joined.gif"] == [0, 20, 40, 60, 60, 60, 60, 80, 100] and found["joined.gif"][1]["fps"] == 30
+    assert shown["each.gif"] == shown["all.gif"]  # an action for each stored frame
+    np.testing.assert_array_equal(found["each.gif"][0]["actions"], np.arange(6))
+
+
+def test_a_folder_is_listed_once_for_all_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        write_folder(tmp_path / "in" / f"walk{number}", number)
+    opened = []
+    initialize = ImagesSource.__init__
+    monkeypatch.setattr(ImagesSource, "__init__", lambda self, path: opened.append(path) or initialize(self, path))
+    run(tmp_path / "in", tmp_path / "out", episodes_per_shard=1)
+    assert len(opened) == 1 and len(list((tmp_path / "out").glob("*.tar"))) == 2
+    write_folder(tmp_path / "in" / "walk2", 0)
+    run(tmp_path / "in", tmp_path / "out", episodes_per_shard=1)  # and seen again by the next import
+    assert len(opened) == 2 and len(list((tmp_path / "out").glob("*.tar"))) == 3
 
 
 def test_equal_frames_that_a_writer_joined_are_several_again(tmp_path: Path) -> None:

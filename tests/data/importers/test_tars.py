@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from drawer_episodes import level
+from rocket_matches import KEYS, write_match
 from shard_contents import read_shards
 
 from vwm.data.converting import convert_dataset
+from vwm.data.episode import Episode
 from vwm.data.importing import import_dataset
-from vwm.data.video_encoding import encode_video
+from vwm.data.shards import ShardWriter
 
-KEYS = ["W", "A", "S", "D", "Q", "E", "Space", "LShiftKey", "LControlKey"]
 HERE = Path(__file__).parent
 
 
@@ -34,42 +31,6 @@ def test_what_convert_writes_comes_back(tmp_path: Path) -> None:
         same = ("task", "fps", "action_low", "action_high", "action_names", "state_names", "terminated", "frames")
         assert [meta[name] for name in same] == [meta_before[name] for name in same]
         assert meta["cameras"] == ["front", "wrist"] and meta["camera_widths"] == [16, 16]
-
-
-def physics(time: int) -> dict[str, Any]:
-    place = {"x": 100.0 + time, "y": -3.0, "z": 93.0}
-    cars = [
-        {"player_id": p, "location": {"x": p + time, "y": 0, "z": 17}, "attacker_player_id": -1}
-        for p in (40, 10, 30, 20)
-    ]
-    game = {"time_remaining": 0.0, "score_blue": 1, "score_orange": 0, "is_overtime": False}
-    return {"game": game, "ball": {"location": place, "velocity": place}, "cars": cars}
-
-
-def write_match(folder: Path, sample: dict[str, bytes], **changes: Any) -> None:
-    """Write two samples of a match, of 6 and 4 frames, the numbers 0 and 3 of its recording."""
-    goal = {"event_type": 1, "event_name": "GoalScored", "master_sec": 2.4}
-    clock = {"frames": 10, "duration": 0.5, "recording_offset_sec": 2.0, "anchors": [goal]}
-    players = [{"player_id": 10 * (i + 1), "team": i // 2} | clock for i in range(4)]
-    entry = {"match_id": "m7", "shard": "000/dataset_0.tar", "n_players": 4, "arena": "cs_p"}
-    entry |= {"chunk_frames": [6, 4], "chunk_indices": [0, 3], "perspectives": players[::-1]} | changes
-    (folder / "000").mkdir(parents=True)
-    (folder / "index.json").write_text(json.dumps({"total_samples": 1, "entries": [entry]}))
-    members = {}
-    for number, chunk in enumerate((0, 3)):
-        grey = level(number).astype(np.uint8)
-        for player in range(4):
-            frames = np.broadcast_to((grey + 5 * player)[:, None, None, None], (len(grey), 16, 16, 3))
-            keys = [json.dumps({"keys": [KEYS[player], KEYS[(t + player) % 9]]}) for t in range(len(grey))]
-            start = f"m7_c{chunk:05d}.p{player}"
-            members[f"{start}.mp4"] = encode_video(frames, 20)
-            members[f"{start}.jsonl"] = "\n".join(keys).encode()
-            members[f"{start}.physics.jsonl"] = "\n".join(json.dumps(physics(t)) for t in range(len(grey))).encode()
-    with tarfile.open(folder / "000" / "dataset_0.tar", "w") as tar:
-        for name, content in (members | sample).items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
 
 
 def test_views_keys_physics_and_events_of_rocket_science(tmp_path: Path) -> None:
@@ -110,7 +71,60 @@ def test_broken_samples_of_rocket_science_are_named(tmp_path: Path, capsys: pyte
         import_dataset("rocket-science", tmp_path / "empty", tmp_path / "no", workers=0)
 
 
-def test_broken_tars_are_named(tmp_path: Path) -> None:
+def test_a_source_without_a_whole_tar_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(ValueError, match=r"a.tar: is no tar, or a damaged one"):
         import_dataset("webdataset", tmp_path / "a.tar", tmp_path / "out", workers=0)
+
+
+def write_tars(folder: Path) -> dict[str, bytes]:
+    """Write two tars of two samples each, as our converter does; return their bytes."""
+    shards = folder.parent / "shards"
+    for shard in range(2):
+        with ShardWriter(shards / f"shard-{shard:06d}.tar") as writer:
+            for number in range(2):
+                grey = (level(number) + 7 * shard).astype(np.uint8)
+                frames = np.broadcast_to(grey[:, None, None, None], (len(grey), 16, 16, 3))
+                writer.write(f"{shard}-{number}", Episode(np.array(frames), np.arange(len(grey))))
+    convert_dataset("webdataset", shards, folder, fps=10, workers=0)
+    return {tar.name: tar.read_bytes() for tar in sorted(folder.glob("*.tar"))}
+
+
+def test_damaged_tars_are_named_and_the_samples_of_others_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = write_tars(tmp_path / "tars")
+    first, second = whole
+    (tmp_path / "tars" / "00.tar").write_bytes(b"no tar at all" * 100)
+    cut = whole[second].index(b"json", whole[second].index(b"json") + 600)  # in the second sample's header
+    (tmp_path / "tars" / second).write_bytes(whole[second][: cut + 300])
+
+    def run() -> list[str]:
+        import_dataset("webdataset", tmp_path / "tars", tmp_path / "out", episodes_per_shard=3, workers=0)
+        return [meta["source"].partition(":")[0] for _, meta in read_shards(tmp_path / "out")]
+
+    kept = run()
+    text = capsys.readouterr().out
+    assert kept[:2] == [first, first] and "  00.tar: is no tar, or a damaged one (" in text
+    assert f"  {second}: is " in text and 2 <= len(kept) < 4
+    for name, content in whole.items():
+        (tmp_path / "tars" / name).write_bytes(content)
+    (tmp_path / "tars" / "00.tar").write_bytes(whole[first])  # mended: samples with names of their own
+    assert sorted(run()) == sorted(["00.tar"] * 2 + [first] * 2 + [second] * 2)
+    assert "skipped" not in capsys.readouterr().out
+    levels = {meta["source"]: arrays["frames"][0].mean() for arrays, meta in read_shards(tmp_path / "out")}
+    by_tar = {tar: sorted(v for k, v in levels.items() if k.startswith(tar)) for tar in ("00.tar", first, second)}
+    np.testing.assert_allclose(by_tar["00.tar"], by_tar[first])
+    np.testing.assert_allclose(np.array(by_tar[second]) - by_tar[first], 7, atol=2)
+
+
+def test_a_damaged_tar_of_rocket_science_costs_the_samples_behind_the_damage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_match(tmp_path / "in", {})
+    tar = tmp_path / "in" / "000" / "dataset_0.tar"
+    content = tar.read_bytes()
+    tar.write_bytes(content[: content.index(b"m7_c00003.p1")])
+    import_dataset("rocket-science", tmp_path / "in", tmp_path / "out", cameras=["p1"], workers=0)
+    assert [meta["source"] for _, meta in read_shards(tmp_path / "out")] == ["m7_c00000"]
+    assert "skipped (1):\n  m7_c00003: " in capsys.readouterr().out

@@ -19,8 +19,9 @@ import yaml
 from torch import Tensor
 
 from vwm.core.weight_mapping import PretrainedWeightsError
+from vwm.data.importers.csgo_actions import csgo_action_space
 from vwm.models.diamond.denoiser import DiamondDenoiser
-from vwm.models.diamond.games import ATARI_ACTIONS, csgo_action_space, csgo_columns
+from vwm.models.diamond.games import ATARI_ACTIONS, csgo_columns
 from vwm.models.diamond.outcome_model import DiamondOutcomeModel
 from vwm.models.diamond.policy_network import DiamondPolicyNetwork
 from vwm.models.diamond.published import CSGO_DENOISER, load_published_diamond

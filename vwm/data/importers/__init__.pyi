@@ -1,3 +1,5 @@
+from .csgo import CsgoSource as CsgoSource
+from .csgo_actions import csgo_action_space as csgo_action_space
 from .diamond import DiamondSource as DiamondSource
 from .hdf5 import Hdf5Source as Hdf5Source
 from .images import ImagesSource as ImagesSource

@@ -1,7 +1,8 @@
 """DIAMOND's recordings: a ``.pt`` file an episode, with ``obs``, ``act``, ``rew``, ``end`` and ``trunc``.
 
 The layout is that of github.com/eloialonso/diamond: ``obs`` is uint8 [T, 3, H, W], and entry t of all others belongs to
-the observation t. The files are read without running code of theirs.
+the observation t. The files are read without running code of theirs. Of Counter-Strike at low resolution, ``act`` has
+51 columns.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from vwm.data.importers.csgo_actions import csgo_action_space, csgo_actions
 from vwm.data.importers.named_arrays import count_frames, find_cameras, make_episode
 from vwm.data.importers.source import EpisodeSource, SourceEpisode
 
@@ -47,9 +51,12 @@ class DiamondSource(EpisodeSource):
         arrays = _load(self.root / name)
         if "obs" not in find_cameras(arrays):
             raise ValueError(f"obs must be uint8 [T, 3, H, W], is {_describe(arrays.get('obs'))}")
-        if "act" in arrays and arrays["act"].ndim > 1:  # keys and the mouse of several games
-            raise ValueError(f"act must be one number a frame, is {_describe(arrays['act'])}")
-        return make_episode(arrays, self.cameras, slice(0, count_frames(arrays, "obs")))
+        part = slice(0, count_frames(arrays, "obs"))
+        if arrays.get("act", np.empty(0)).ndim < 2:
+            return make_episode(arrays, self.cameras, part)
+        actions = csgo_actions(arrays.pop("act"))
+        meta = {"action_parts": [part.to_json() for part in csgo_action_space().parts]}
+        return replace(make_episode(arrays, self.cameras, part, meta=meta), actions=actions[part])
 
     def _find_files(self) -> Iterator[Path]:
         for file in self.path.rglob("*.pt") if self.path.is_dir() else [self.path]:

@@ -1,26 +1,30 @@
 """Image sequences: a folder of frames an episode, or one animated GIF, WebP or PNG file.
 
 Actions may lie beside either, in the files that ``vwm ingest`` reads for videos: ``walk.actions.csv`` beside the folder
-``walk`` or the file ``walk.gif``.
+``walk`` or the file ``walk.gif``; those of a folder may also lie in it: ``walk/actions.csv``. A last frame without an
+action does not count.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from vwm.data.action_files import read_action_file
+from vwm.data.action_files import VideoActions, read_action_file, read_actions
 from vwm.data.importers.pictures import decode_picture, to_pixels
 from vwm.data.importers.source import EpisodeSource, SourceEpisode
 
 PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm")
 ANIMATION_EXTENSIONS = ("gif", "webp", "png", "apng")
+CLOCK_SECONDS = 0.01
+"""Unit in which GIF files count time."""
 MAX_REPEATS = 1_000
 """Times that a frame of an animation is repeated at most: one that is shown for longer is a pause."""
 
@@ -64,29 +68,51 @@ class ImagesSource(EpisodeSource):
     def read(self, name: str) -> SourceEpisode:
         """See ``EpisodeSource``."""
         path = self.paths[name]
-        if path.is_dir():
-            files = _pictures_of(path)
-            repeats, fps = [1] * len(files), None
-            iterate = functools.partial(_iterate_pictures, files)
-        else:
-            repeats, fps = _read_timing(path)
-            iterate = functools.partial(_iterate_animation, path, repeats)
-        length = sum(repeats)
-        beside = path.parent / f"{path.name if path.is_dir() else path.stem}.frames"
-        actions = read_action_file(beside)
-        if actions is not None and len(actions.values) != length:
-            raise ValueError(f"has {len(actions.values)} actions for {length} frames{_stored(repeats)}")
-        return SourceEpisode(
-            length=length,
-            iterate_frames=lambda camera: iterate(),
-            actions=None if actions is None else actions.values,
-            fps=fps,
-            meta={} if actions is None else actions.meta,
-        )
+        return _read_folder(path) if path.is_dir() else _read_animation(path)
 
     @staticmethod
     def _name(root: Path, path: Path) -> str:
         return root.name if path == root else path.relative_to(root).as_posix()
+
+
+def _read_folder(folder: Path) -> SourceEpisode:
+    files, extensions = _pictures_of(folder), ("npy", "csv", "json")
+    inside = [folder / f"actions.{extension}" for extension in extensions]
+    beside = [folder.with_name(f"{folder.name}.actions.{extension}") for extension in extensions]
+    given = [paths for paths in (inside, beside) if any(path.exists() for path in paths[:2])]
+    if len(given) == 2:
+        raise ValueError(f"has actions in the folder and beside it ({folder.name}.actions): keep those of one place")
+    actions = read_actions(given[0]) if given else None
+    return _make_episode(actions, len(files), lambda: _iterate_pictures(files), None, "")
+
+
+def _read_animation(file: Path) -> SourceEpisode:
+    repeats, fps = _read_timing(file)
+    actions = read_action_file(file.parent / f"{file.stem}.frames")
+    if actions is not None and len(actions.values) in (len(repeats), len(repeats) - 1):
+        repeats = [1] * len(repeats)  # an action for each stored frame, however long it is shown
+    iterate = functools.partial(_iterate_animation, file, repeats)
+    return _make_episode(actions, sum(repeats), iterate, fps, _stored(repeats))
+
+
+def _make_episode(
+    actions: VideoActions | None,
+    length: int,
+    iterate: Callable[[], Iterator[NDArray[np.uint8]]],
+    fps: float | None,
+    stored: str,
+) -> SourceEpisode:
+    """Return the episode of ``length`` frames; ``stored`` says in errors where another number is stored."""
+    count = length if actions is None else len(actions.values)
+    if count not in (length, length - 1):
+        raise ValueError(f"has {count} actions for {length} frames{stored}")
+    return SourceEpisode(
+        length=count,
+        iterate_frames=lambda camera: itertools.islice(iterate(), count),
+        actions=None if actions is None else actions.values,
+        fps=fps,
+        meta={} if actions is None else actions.meta,
+    )
 
 
 def _pictures_of(folder: Path) -> list[Path]:
@@ -127,7 +153,8 @@ def _read_timing(file: Path) -> tuple[list[int], float | None]:
     """Return how many frames each stored one stands for, and frames per second; None where the file does not state it.
 
     Writers of GIF files join equal frames to one that is shown for longer. Frames therefore last as long as the
-    shortest one, and longer ones are several.
+    shortest ones, and longer ones are several. GIF counts hundredths of a second: at 30 frames a second, some are shown
+    for 30 ms and some for 40.
     """
     try:
         with Image.open(file) as image:
@@ -139,8 +166,10 @@ def _read_timing(file: Path) -> tuple[list[int], float | None]:
         raise ValueError(f"cannot be decoded as an animation ({error})") from error
     if min(seconds) <= 0:
         return [1] * len(seconds), None
-    repeats = [min(round(time / min(seconds)), MAX_REPEATS) for time in seconds]
-    return repeats, round(len(repeats) / sum(seconds), 3) if set(repeats) == {1} else round(1 / min(seconds), 3)
+    once = [time for time in seconds if time <= min(seconds) + CLOCK_SECONDS and time < 1.5 * min(seconds)]
+    step = sum(once) / len(once)
+    repeats = [min(max(1, round(time / step)), MAX_REPEATS) for time in seconds]
+    return repeats, round(1 / step if MAX_REPEATS in repeats else sum(repeats) / sum(seconds), 3)
 
 
 def _iterate_animation(file: Path, repeats: list[int]) -> Iterator[NDArray[np.uint8]]:

@@ -107,6 +107,10 @@ class EpisodeSource(ABC):
             ValueError, OSError: it cannot be read.
         """
 
+    def is_gone(self, name: str) -> bool:
+        """Return whether a name stood for a file that could not be listed, and now can be by other names."""
+        return False
+
     def action_bounds(self) -> ActionBounds | None:
         """Return the bounds of continuous actions in all episodes; None where actions are discrete or unknown."""
         return None

@@ -24,7 +24,7 @@ NOT_KEPT = ("frames", "cameras", "camera_widths", "action_low", "action_high", "
 
 
 class WebDatasetSource(EpisodeSource):
-    """A folder of tars, or one tar.
+    """A folder of tars, or one tar. A damaged tar counts as one more episode, which cannot be read.
 
     Args:
         path: of the folder or tar.
@@ -39,6 +39,8 @@ class WebDatasetSource(EpisodeSource):
         self.tars = {tar.relative_to(self.root).as_posix(): TarMembers(tar) for tar in tars}
         first = next(self._iterate_places(), None)
         videos = [n for n in self._samples(first[0])[first[1]] if n == "mp4" or n.endswith(".mp4")] if first else []
+        if first is None and len(self._damaged) == len(tars) > 0:
+            raise ValueError(self.tars[self._damaged[0]].damage)
         if first is None or not videos:
             raise ValueError(f"{path}: has no tar with samples KEY.mp4 (or KEY.CAMERA.mp4) and KEY.json")
         self.cameras = tuple(name.removesuffix("mp4").removesuffix(".") or "camera" for name in sorted(videos))
@@ -49,11 +51,17 @@ class WebDatasetSource(EpisodeSource):
 
     def episode_names(self) -> list[str]:
         """See ``EpisodeSource``."""
-        return [f"{tar}:{key}" for tar, key in self._iterate_places()]
+        return [f"{tar}:{key}" for tar, key in self._iterate_places()] + self._damaged
+
+    def is_gone(self, name: str) -> bool:
+        """See ``EpisodeSource``: a damaged tar may have been mended."""
+        return name in self.tars and not self.tars[name].damage
 
     def read(self, name: str) -> SourceEpisode:
         """See ``EpisodeSource``."""
-        tar, key = name.split(":", 1)
+        tar, _, key = name.partition(":")
+        if name in self._damaged:
+            raise ValueError(self.tars[tar].damage.removeprefix(f"{self.root / name}: "))
         meta, arrays = self._read_meta(tar, key), self._read_arrays(tar, key)
         length = int(meta.get("frames", len(arrays.get("timestamps", ()))))
         for array, values in arrays.items():
@@ -84,6 +92,10 @@ class WebDatasetSource(EpisodeSource):
             low, high = meta.get("action_low") or [-x for x in ones], meta.get("action_high") or ones
             found.append(ActionBounds(np.array(low, float), np.array(high, float)))
         return ActionBounds.join(found) if found else None
+
+    @property
+    def _damaged(self) -> list[str]:
+        return [name for name, tar in self.tars.items() if tar.damage]
 
     def _iterate_places(self) -> Iterator[tuple[str, str]]:
         for tar in self.tars:

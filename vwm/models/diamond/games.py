@@ -1,7 +1,7 @@
 """The games of DIAMOND's published worlds, and how their actions become the conditions of its networks.
 
-The order of actions is that of the games' own reduced sets in the Arcade Learning Environment, and for Counter-Strike
-that of Pearce and Zhu (arXiv 2104.04258).
+The order of actions is that of the games' own reduced sets in the Arcade Learning Environment. Those of Counter-Strike
+are in ``vwm.data.importers.csgo_actions``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vwm.core.action_parts import ActionPart
 from vwm.core.spaces import ActionSpace
+from vwm.data.importers.csgo_actions import CSGO_KEYS, FULL_MOUSE_MOVEMENT, MOUSE_X, MOUSE_Y
 
 _DIRECTIONS = "NOOP FIRE UP RIGHT LEFT DOWN UPRIGHT UPLEFT DOWNRIGHT DOWNLEFT"
 _FULL = f"{_DIRECTIONS} UPFIRE RIGHTFIRE LEFTFIRE DOWNFIRE UPRIGHTFIRE UPLEFTFIRE DOWNRIGHTFIRE DOWNLEFTFIRE"
@@ -52,29 +52,11 @@ ATARI_ACTIONS = {
 }
 """Names of the actions of the 26 games of Atari 100k, in order."""
 
-CSGO_KEYS = (
-    "forward", "left", "back", "right", "jump", "crouch", "walk", "weapon 1", "weapon 2", "weapon 3", "reload", "fire",
-    "aim",
-)  # fmt: skip
-MOUSE_X = (2, 4, 10, 20, 30, 60, 100, 200, 300, 500, 1000)
-MOUSE_Y = (2, 4, 10, 20, 50, 100, 200)
-"""Movements of the mouse to the right and down that the network tells apart; also to the left and up, and none."""
-FULL_MOUSE_MOVEMENT = 1000.0
-"""Movement of the mouse that 1 of the pointer stands for, along both sides."""
-CSGO_COLUMNS = len(CSGO_KEYS) + 2 * len(MOUSE_X) + 1 + 2 * len(MOUSE_Y) + 1
-
 
 def atari_action_space(game: str, num_actions: int) -> ActionSpace:
     """Return the actions of a game of the weights' number of actions; numbered for a game that is not known."""
     names = tuple(ATARI_ACTIONS.get(game, "").split())
     return ActionSpace.recorded("discrete", num_actions, {"action_names": names})
-
-
-def csgo_action_space() -> ActionSpace:
-    """Return keys that can be held together, and the mouse as a pointer."""
-    return ActionSpace.composite(
-        ActionPart("keys", len(CSGO_KEYS), names=CSGO_KEYS), ActionPart("pointer", 2, name="mouse")
-    )
 
 
 @cache

@@ -15,8 +15,9 @@ from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import fold_in, seeded_normal, world_seeds
 from vwm.core.spaces import ActionSpace
 from vwm.data.clips import ClipBatch
+from vwm.data.importers.csgo_actions import csgo_action_space
 from vwm.models.diamond.denoiser import DiamondDenoiser, Preconditioning
-from vwm.models.diamond.games import csgo_action_space, csgo_columns
+from vwm.models.diamond.games import csgo_columns
 from vwm.models.diamond.outcome_model import DiamondOutcomeModel
 from vwm.models.diamond.sampling import DiamondSampling, check_diamond_sampling, sample_frame
 from vwm.models.diamond.simulator import check_diamond_parts

@@ -21,8 +21,9 @@ from vwm.core.network_base import ModelMixin
 from vwm.core.published_files import as_state_dict, read_published_weights
 from vwm.core.suggestions import suggest
 from vwm.core.weight_mapping import PretrainedWeightsError, StateDict, get_weight, load_mapped_weights
+from vwm.data.importers.csgo_actions import CSGO_COLUMNS, csgo_action_space
 from vwm.models.diamond.denoiser import DiamondDenoiser
-from vwm.models.diamond.games import ATARI_ACTIONS, CSGO_COLUMNS, atari_action_space, csgo_action_space
+from vwm.models.diamond.games import ATARI_ACTIONS, atari_action_space
 from vwm.models.diamond.outcome_model import DiamondOutcomeModel
 from vwm.models.diamond.policy_network import DiamondPolicyNetwork
 from vwm.models.diamond.sampling import DiamondSampling

@@ -16,8 +16,9 @@ from vwm.core.seeds import fold_in, seeded_normal, seeded_uniform, world_seeds
 from vwm.core.simulator import StepOutput
 from vwm.core.spaces import ActionSpace
 from vwm.core.tokenizer import VideoTokenizer
+from vwm.data.importers.csgo_actions import csgo_action_space
 from vwm.models.diamond.denoiser import DiamondDenoiser, uniform_sigma
-from vwm.models.diamond.games import csgo_action_space, csgo_columns
+from vwm.models.diamond.games import csgo_columns
 from vwm.models.diamond.outcome_model import DiamondOutcomeModel, OutcomeLogits, OutcomeMemory
 from vwm.models.diamond.policy_network import DiamondPolicyNetwork
 from vwm.models.diamond.sampling import DiamondSampling, check_diamond_sampling, sample_frame
