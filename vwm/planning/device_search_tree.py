@@ -81,7 +81,7 @@ class DeviceSearchTree:
         step = model.step(select_worlds(self.states, rows), actions)
         self._add_nodes(new_rows, step.prediction, step.state)
         self.reward[new_rows] = step.reward.double()
-        self.discount[new_rows] = torch.where(step.terminated, 0.0, discount).double()
+        self.discount[new_rows] = discount * (~step.terminated).double()
         self.children[rows, actions] = index
         path = self.on_path[torch.arange(len(leaf), device=self.device), leaf]
         self._backup(path, leaf, index)
