@@ -19,7 +19,9 @@ from .frame_stacking import stack_frames as stack_frames
 from .imagined_returns import Trajectory as Trajectory
 from .lambda_returns import cumulative_discount as cumulative_discount
 from .online_learning import OnlineLearning as OnlineLearning
+from .online_learning import replay_batch_to_device as replay_batch_to_device
 from .optimizer_step import backward_and_step as backward_and_step
+from .optimizer_step import check_finite as check_finite
 from .optimizer_step import clip_and_step as clip_and_step
 from .optimizer_step import require_finite as require_finite
 from .optimizer_step import run_update as run_update

@@ -9,7 +9,7 @@ from vwm.core.spaces import ActionSpace
 from vwm.rl.algorithms.actor import ActorConfig, CategoricalActionDistribution
 from vwm.rl.algorithms.actor_critic import ActorCritic, CriticConfig, ImaginedTrajectory
 from vwm.rl.algorithms.imagined_rollout import ImaginedRollout, imagination_losses
-from vwm.rl.algorithms.policy_objectives import PMPOObjective, ReinforceObjective
+from vwm.rl.algorithms.policy_objectives import AdvantageObjective, PMPOObjective, ReinforceObjective
 
 H, N, D, GAMMA = 5, 7, 4, 0.9
 
@@ -153,3 +153,32 @@ def test_rejects_weights_out_of_range() -> None:
         PMPOObjective(1.5)
     with pytest.raises(ValueError, match="0 or more, got -1"):
         ReinforceObjective(-1)
+
+
+@pytest.mark.parametrize("sign", [True, False])
+def test_advantage_objective_equals_its_definition(sign):
+    """Plain means over the time steps before an end, of returns that are bootstrapped at the horizon only."""
+    policy, rollout = FixedFeaturesPolicy(), make_rollout()
+    objective = AdvantageObjective(sign_rewards=sign, value_scale=0.7)
+    losses = imagination_losses(policy, objective, rollout, GAMMA)
+    actor_critic = policy.actor_critic
+    with torch.no_grad():
+        value = actor_critic.value(rollout.observation).tolist()
+        log_probs = actor_critic.actor(rollout.observation[:-1]).log_probabilities
+    rewards = rollout.reward.sign() if sign else rollout.reward
+    returns = reference_returns(value, rollout._replace(reward=rewards), actor_critic.lam)
+    scale = actor_critic.actor_config.entropy_scale
+    actor, critic, count = 0.0, 0.0, 0
+    for n in range(N):
+        for t in range(H):
+            row = log_probs[t, n].tolist()
+            entropy = -sum(math.exp(x) * x for x in row)
+            actor -= row[int(rollout.action[t, n])] * (returns[t][n] - value[t][n]) + scale * entropy
+            critic += 0.7 * (value[t][n] - returns[t][n]) ** 2
+            count += 1
+            if rollout.terminated[t + 1, n]:
+                break
+    assert losses.actor_loss.item() == pytest.approx(actor / count, rel=1e-6)  # its probabilities are float32
+    assert losses.critic_loss.item() == pytest.approx(critic / count, rel=1e-6)
+    (losses.actor_loss + losses.critic_loss).backward()
+    assert all(weight.grad is not None for weight in actor_critic.critic.parameters())

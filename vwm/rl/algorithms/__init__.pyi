@@ -37,6 +37,8 @@ from .imagination import ImaginationEnsemble as ImaginationEnsemble
 from .imagination import ImaginationLearning as ImaginationLearning
 from .imagination import ImaginationOptimizerConfig as ImaginationOptimizerConfig
 from .imagination import ImaginationRolloutConfig as ImaginationRolloutConfig
+from .imagination_agent import ImaginationAgent as ImaginationAgent
+from .imagination_agent import LoopPart as LoopPart
 from .imagined_rollout import ImaginedRollout as ImaginedRollout
 from .laprop import LaProp as LaProp
 from .linear_controller import ControllerCarry as ControllerCarry
@@ -53,6 +55,7 @@ from .muzero_targets import MuZeroTargetConfig as MuZeroTargetConfig
 from .muzero_targets import MuZeroTargets as MuZeroTargets
 from .pets import PETS as PETS
 from .planet import PlaNet as PlaNet
+from .policy_objectives import AdvantageObjective as AdvantageObjective
 from .policy_objectives import PMPOObjective as PMPOObjective
 from .policy_objectives import PolicyObjective as PolicyObjective
 from .policy_objectives import ReinforceObjective as ReinforceObjective
@@ -71,3 +74,4 @@ from .tdmpc2 import TDMPC2OptimizerConfig as TDMPC2OptimizerConfig
 from .tdmpc2_planner import TDMPC2Planner as TDMPC2Planner
 from .tdmpc2_planner import TDMPC2PlannerConfig as TDMPC2PlannerConfig
 from .tdmpc2_planner import TDMPC2PlannerNoise as TDMPC2PlannerNoise
+from .world_loop import WorldLoop as WorldLoop

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vwm.rl.algorithms.actor import ActionDistribution
 from vwm.rl.algorithms.actor_critic import ActorCritic, ActorCriticLosses, ImaginedTrajectory
-from vwm.rl.lambda_returns import cumulative_discount
+from vwm.rl.lambda_returns import cumulative_discount, lambda_returns
 
 
 class PolicyObjective(ABC):
@@ -135,6 +135,54 @@ class ReinforceObjective(PolicyObjective):
         prior_kl = weighted_mean(policy.kl_divergence(prior), weights)
         logs = {**losses.logs, "prior_kl": prior_kl.detach()}
         return losses._replace(actor_loss=losses.actor_loss + self.beta * prior_kl, logs=logs)
+
+
+class AdvantageObjective(PolicyObjective):
+    """The plain advantage actor-critic of IRIS (arXiv 2209.00588) and DIAMOND (arXiv 2405.12399, appendix).
+
+    Advantages are not normalized and later time steps not weighted less; with λ-returns R and the critic's values V,
+    averaged over the time steps before the end of the episode,
+
+        -log p(a) (R - V) - entropy_scale H(p) + value_scale (V - R)²
+
+    Args:
+        sign_rewards: count only the signs of rewards.
+        value_scale: weight of the critic's loss.
+    """
+
+    beta = 0.0
+
+    def __init__(self, sign_rewards: bool = True, value_scale: float = 1.0) -> None:
+        self.sign_rewards = sign_rewards
+        self.value_scale = value_scale
+
+    def losses(
+        self,
+        actor_critic: ActorCritic,
+        trajectory: ImaginedTrajectory,
+        policy: ActionDistribution,
+        prior: ActionDistribution | None,
+    ) -> ActorCriticLosses:
+        """See ``PolicyObjective``."""
+        value = actor_critic.value(trajectory.features)
+        reward = trajectory.reward.sign() if self.sign_rewards else trajectory.reward
+        returns = lambda_returns(reward, value.detach(), trajectory.discount, actor_critic.lam)
+        before_end = trajectory.alive.expand_as(value)[:-1]
+        advantage = returns - value[:-1].detach()
+        entropy = weighted_mean(policy.entropy(), before_end)
+        gain = weighted_mean(policy.log_prob(trajectory.action) * advantage, before_end)
+        actor_loss = -gain - actor_critic.actor_config.entropy_scale * entropy
+        critic_loss = self.value_scale * weighted_mean((value[:-1] - returns).square(), before_end)
+        logs = {
+            "actor_loss": actor_loss,
+            "critic_loss": critic_loss,
+            "entropy": entropy,
+            "imagined_return": weighted_mean(returns, before_end),
+            "imagined_reward": weighted_mean(reward[1:], before_end),
+            "value": weighted_mean(value[:-1], before_end),
+        }
+        logs = {name: number.detach() for name, number in logs.items()}
+        return ActorCriticLosses(actor_loss, critic_loss, returns, logs)
 
 
 def weighted_mean(numbers: Tensor, weights: Tensor) -> Tensor:

@@ -1,0 +1,238 @@
+"""The joint loop: its schedule, its losses, errors, and a run that stopped within an epoch and goes on."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.utils._pytree import tree_leaves
+
+from vwm.cli.main import main
+from vwm.core.spaces import ActionSpace, ObservationSpace
+from vwm.data.clips import ClipBatch
+from vwm.envs.batched_envs import GymnasiumEnvSpec
+from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.models.diamond.denoiser import DiamondDenoiser
+from vwm.models.diamond.module import DiamondModule
+from vwm.models.diamond.outcome_model import DiamondOutcomeModel
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.rl.agent_training import AgentTraining
+from vwm.rl.algorithms.actor import ActorConfig
+from vwm.rl.algorithms.actor_critic import CriticConfig
+from vwm.rl.algorithms.actor_critic_policy import FrameActorCriticPolicy
+from vwm.rl.algorithms.imagination_agent import ImaginationAgent, LoopPart, replayed_clips
+from vwm.rl.algorithms.policy_objectives import AdvantageObjective
+from vwm.rl.algorithms.world_loop import WorldLoop
+from vwm.rl.evaluation_log import EvaluationConfig
+from vwm.rl.replay_buffer import ReplayBuffer
+
+ENV = GymnasiumEnvSpec("vwm/MinAtar-v0", size=10, time_limit=30, options={"game": "breakout", "scale": 1})
+LEVELS = {"depths": [1], "channels": [8], "attention": [False]}
+STEPS, PREFILL, EPOCH = 36, 24, 8
+
+
+def tiny_world(num_actions: int = 3, size: int = 10, schedule: str = "constant") -> DiamondModule:
+    return DiamondModule(
+        DiamondDenoiser(num_actions, past_frames=2, condition_width=8, **LEVELS),
+        OptimizerConfig(lr=1e-3, warmup=2, schedule=schedule),
+        (size, size),
+        DiamondOutcomeModel(num_actions, (size, size), condition_width=8, lstm_width=8, **LEVELS),
+        sampling_steps=1,
+    )
+
+
+tiny_policy = functools.partial(
+    FrameActorCriticPolicy,
+    conv_channels=4,
+    channel_multipliers=(1,),
+    width=8,
+    actor=ActorConfig(layers=0, entropy_scale=1e-3, unimix=0.0),
+    critic=CriticConfig(layers=0, distribution="normal", target_network="none"),
+    deterministic=False,
+)
+
+
+def tiny_agent(spaces: EnvSpaces, **changes) -> ImaginationAgent:
+    parts = {
+        "world_part": LoopPart(updates=2, first_updates=3, batch_size=4, frames=4),
+        "policy_part": LoopPart(updates=2, first_epoch=2, batch_size=4, frames=2),
+    }
+    settings = {"world": tiny_world, "policy": tiny_policy, "objective": AdvantageObjective(), "horizon": 2}
+    return ImaginationAgent(spaces, **{**settings, **parts, **changes})
+
+
+def tiny_training(run: Path, **changes) -> AgentTraining:
+    loop = WorldLoop(
+        ENV, tiny_agent, num_envs=2, prefill=PREFILL, epoch_decisions=EPOCH, replay_capacity=1000, **changes
+    )
+    evaluation = EvaluationConfig(every=10_000, episodes=1, video=False)
+    return AgentTraining(run, loop, steps=STEPS, evaluation=evaluation, checkpoint_every=10_000, log_every=1)
+
+
+def spaces(size: int = 10, num_actions: int = 3) -> EnvSpaces:
+    return EnvSpaces(ObservationSpace.image(size, size), ActionSpace("discrete", num_actions))
+
+
+def recorded_steps(steps: int = 6) -> list[tuple[TimeStep, torch.Tensor]]:
+    """An episode of one environment that terminates at its last time step, and the actions taken."""
+    torch.manual_seed(3)
+    return [
+        (
+            TimeStep(
+                torch.randint(256, (1, 10, 10, 3), dtype=torch.uint8),
+                torch.randn(1),
+                torch.tensor([t == 0]),
+                torch.tensor([t == steps - 1]),
+                torch.tensor([t == steps - 1]),
+            ),
+            torch.randint(3, (1,)),
+        )
+        for t in range(steps)
+    ]
+
+
+def test_replayed_clips_are_those_of_a_recording():
+    """What leads from frame to frame in a recording, from a replay in which it arrives with the next frame."""
+    steps = recorded_steps()
+    replay = ReplayBuffer(10, 1, spaces())
+    for step, action in steps:
+        replay.add(step, action, {})
+    clips = replayed_clips(replay.sample(1, len(steps), single_episode=True))
+    assert torch.equal(clips.frames, torch.stack([step.observation for step, _ in steps[:-1]], dim=1))
+    assert torch.equal(clips.actions, torch.stack([action for _, action in steps[:-1]], dim=1))
+    assert torch.equal(clips.rewards, torch.stack([step.reward for step, _ in steps[1:]], dim=1))
+    assert clips.terminated.tolist() == [[False] * 4 + [True]]
+
+
+def test_the_worlds_update_is_that_of_fit():
+    """One update from a replay equals the module's own loss on the same clips, its optimizer and its clipping."""
+    torch.manual_seed(0)
+    agent = tiny_agent(spaces())
+    replay = ReplayBuffer(10, 1, spaces())
+    for step, action in recorded_steps():
+        replay.add(step, action, {})
+    batch = replay.sample(3, 5, single_episode=True)
+    torch.manual_seed(0)
+    module = tiny_world()
+    module.load_state_dict(agent.world.state_dict())
+    optimizer, schedule = module.optimizer.build(module, 0)
+    for _ in range(3):
+        torch.manual_seed(1)
+        logs = agent.update_part("world", batch)
+        torch.manual_seed(1)
+        clips = ClipBatch(batch.observation[:, :-1], batch.action[:, :-1], batch.reward[:, 1:])
+        clips.terminated = batch.is_terminal[:, 1:]
+        loss, _ = module.train()(clips)
+        assert logs["world_loss"] == loss.item()
+        optimizer.zero_grad()
+        loss.backward()
+        for network in module.networks().values():
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    for name, weight in module.state_dict().items():
+        torch.testing.assert_close(agent.world.state_dict()[name], weight, rtol=0, atol=1e-7)
+
+
+def test_an_update_changes_its_own_part_only():
+    torch.manual_seed(0)
+    agent = tiny_agent(spaces())
+    replay = ReplayBuffer(10, 1, spaces())
+    for step, action in recorded_steps():
+        replay.add(step, action, {})
+    for name, frames in (("world", 4), ("policy", 2)):
+        before = {key: value.clone() for key, value in agent.state_dict().items()}
+        for _ in range(2):
+            agent.update_part(name, replay.sample(4, frames + 1, single_episode=True))
+        after = agent.state_dict()
+        changed = {key.split(".")[1] for key in before if not torch.equal(before[key], after[key]) and "." in key}
+        assert changed == {name}
+
+
+def test_a_run_that_stopped_within_an_epoch_equals_an_uninterrupted_one(tmp_path):
+    """Also the schedule: how many updates of each part there were, and when decisions were made."""
+    whole = tiny_training(tmp_path / "whole", final_epochs=1)
+    whole.set_up()
+    updates, progress = Counter(), []
+    loop = whole.algorithm
+    while loop.progress < STEPS:
+        if loop.due:
+            updates[loop.due[0][0]] += 1
+        else:
+            progress.append(loop.progress)
+        loop.step()
+    # Epochs after 24, 32 and 36 decisions, and one more; the policy learns from the second on.
+    assert updates == {"world": 3 + 2 + 2 + 2, "policy": 2 + 2 + 2}
+    assert progress == list(range(0, STEPS, 2))
+    assert loop.epochs == 4 and loop.policy.part_updates.tolist() == [9, 6]
+
+    first = tiny_training(tmp_path / "parts", final_epochs=1)
+    first.set_up()
+    while first.algorithm.epochs < 2 or len(first.algorithm.due) != 1:
+        first.algorithm.step()
+    assert first.algorithm.due == [("policy", 2)]
+    first.algorithm.step()
+    first.save()
+    first.algorithm.close()
+    torch.manual_seed(99)
+    second = tiny_training(tmp_path / "parts", final_epochs=1)
+    second.set_up()
+    assert second.algorithm.due == [("policy", 1)]
+    while second.algorithm.progress < STEPS:
+        second.algorithm.step()
+    states = [tree_leaves(training.algorithm.state_dict()) for training in (whole, second)]
+    assert len(states[0]) == len(states[1]) > 100
+    for ours, theirs in zip(*states, strict=True):
+        same = torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+        assert same or (isinstance(ours, dict) and str(ours) == str(theirs))
+    draws = [training.algorithm.replay.sample(3, 3, single_episode=True) for training in (whole, second)]
+    assert torch.equal(draws[0].observation, draws[1].observation)
+    for training in (whole, second):
+        training.algorithm.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"world": lambda: tiny_world(num_actions=4)}, "num_actions of the world's networks to 3"),
+        ({"world": lambda: tiny_world(size=12)}, r"observations of \[10, 10, 3\], the world \[12, 12, 3\]"),
+        ({"world": lambda: tiny_world(schedule="cosine")}, "optimizer.schedule='cosine'.* of the world"),
+        ({"discount": 0.0}, "discount=0.0"),
+    ],
+)
+def test_errors_name_the_setting_and_the_remedy(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_agent(spaces(), **changes)
+
+
+def test_a_loop_requires_enough_random_decisions(tmp_path):
+    training = tiny_training(tmp_path)
+    training.algorithm.prefill = 8
+    with pytest.raises(ValueError, match="prefill=8 leaves 4 time steps for each of 2"):
+        training.set_up()
+    training.algorithm.close()
+    with pytest.raises(ValueError, match="updates must be 0 or more, got -1"):
+        LoopPart(updates=-1)
+
+
+def test_the_shipped_config_trains_and_its_policy_is_evaluated(tmp_path, capsys):
+    config = yaml.safe_load(Path("configs/agents/diamond_minatar.yaml").read_text())
+    loop = config["algorithm"]["init_args"]
+    loop |= {"num_envs": 1, "prefill": 12, "epoch_decisions": 6}
+    for network in ("dynamics", "outcomes"):
+        loop["agent"]["init_args"]["world"]["init_args"][network]["init_args"] |= {**LEVELS, "condition_width": 8}
+    loop["agent"]["init_args"] |= {
+        "horizon": 2,
+        "world_part": {"updates": 1, "first_updates": 1, "batch_size": 2, "frames": 5},
+        "policy_part": {"updates": 1, "first_updates": 1, "batch_size": 2, "frames": 4},
+    }
+    config |= {"steps": 12, "run": str(tmp_path / "run")}
+    config["evaluation"] |= {"episodes": 1, "every": 1000}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["agent", "train", "-c", str(tmp_path / "config.yaml")])
+    main(["agent", "eval", str(tmp_path / "run"), "--episodes", "1"])
+    assert "return" in capsys.readouterr().out

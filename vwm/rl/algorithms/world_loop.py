@@ -1,0 +1,123 @@
+"""The joint online loop of IRIS (arXiv 2209.00588) and DIAMOND (arXiv 2405.12399): collect, learn the world, imagine.
+
+An epoch collects some decisions with the current policy, and then trains the parts one after the other: the tokenizer
+where there is one to train, the world, and the policy in the world's imagination.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from vwm.core.checks import check_not_negative, check_positive
+from vwm.envs.batched_envs import EnvSpec
+from vwm.envs.time_step import EnvSpaces
+from vwm.rl.algorithm import StepMetrics, TrainingSetup
+from vwm.rl.algorithms.imagination_agent import ImaginationAgent
+from vwm.rl.online_learning import OnlineLearning, replay_batch_to_device
+
+
+class WorldLoop(OnlineLearning):
+    """See the module; the defaults are DIAMOND's for Atari.
+
+    A step is a decision in every environment, or one update, so that a signal stops a training within an epoch, too,
+    and a resumed one goes on there. Progress counts decisions; the last one of an epoch counts after its updates.
+
+    Args:
+        env: the environment that the agent acts in.
+        agent: makes the agent.
+        num_envs: copies of the environment that are stepped together.
+        prefill: decisions before the first epoch, at random.
+        epoch_decisions: decisions of an epoch.
+        final_epochs: how many epochs of updates follow the last decision, which collect nothing.
+        replay_capacity, replay_on_disk, replay_memory, env_workers: see ``OnlineLearning``.
+
+    Raises:
+        ValueError: a count is out of range.
+    """
+
+    policy: ImaginationAgent
+
+    def __init__(
+        self,
+        env: EnvSpec,
+        agent: Callable[[EnvSpaces], ImaginationAgent],
+        num_envs: int = 1,
+        prefill: int = 5000,
+        epoch_decisions: int = 100,
+        final_epochs: int = 0,
+        replay_capacity: int = 1_000_000,
+        replay_on_disk: bool = False,
+        replay_memory: Literal["auto", "host", "device"] = "auto",
+        env_workers: int | Literal["auto"] = "auto",
+    ) -> None:
+        check_positive(prefill=prefill, epoch_decisions=epoch_decisions)
+        check_not_negative(final_epochs=final_epochs)
+        super().__init__(
+            env,
+            agent,
+            num_envs,
+            prefill=prefill,
+            replay_capacity=replay_capacity,
+            replay_on_disk=replay_on_disk,
+            replay_memory=replay_memory,
+            env_workers=env_workers,
+        )
+        self.epoch_decisions = epoch_decisions
+        self.final_epochs = final_epochs
+
+    def set_up(self, setup: TrainingSetup) -> None:
+        """See ``Algorithm.set_up``."""
+        super().set_up(setup)
+        if self.prefill // self.num_envs < self.policy.batch_length:
+            raise ValueError(
+                f"prefill={self.prefill} leaves {self.prefill // self.num_envs} time steps for each of {self.num_envs} "
+                f"environments, and an update takes sequences of {self.policy.batch_length}: raise prefill"
+            )
+        self.epochs = 0
+        self.due: list[tuple[str, int]] = []
+
+    def step(self) -> StepMetrics:
+        """Make one update that is due; where none is, take one decision in every environment."""
+        if self.due:
+            return {"updates": [self._make_due_update()]}
+        self._act()
+        self.time_step = self.envs.end_step()
+        episodes = self._ended_episodes(self.time_step)
+        if self.progress >= min(self.prefill + self.epochs * self.epoch_decisions, self.setup.steps):
+            self._end_collection()
+        return {"episodes": episodes}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ``Algorithm.state_dict``."""
+        return {**super().state_dict(), "epochs": self.epochs, "due": list(self.due)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See ``Algorithm.load_state_dict``."""
+        super().load_state_dict(state)
+        self.epochs = state["epochs"]
+        self.due = [(name, count) for name, count in state["due"]]
+
+    def _end_collection(self) -> None:
+        """Note the updates of this epoch, and after the last decision those of the final epochs."""
+        last = self.epochs + 1 + (self.final_epochs if self.progress >= self.setup.steps else 0)
+        while self.epochs < last:
+            self.epochs += 1
+            counts = {name: part.updates_of(self.epochs) for name, part in self.policy.parts.items()}
+            self.due += [(name, count) for name, count in counts.items() if count]
+        if self.due:
+            self.progress -= self.num_envs
+
+    def _make_due_update(self) -> Mapping[str, float]:
+        """Make one update of the part whose turn it is; return what to log."""
+        (name, count), *later = self.due
+        part, began = self.policy.parts[name], time.perf_counter()
+        batch = self.replay.sample(part.batch_size, part.frames + 1, single_episode=True)
+        with self.setup.runtime.autocast():
+            logs = self.policy.update_part(name, replay_batch_to_device(batch, self.policy.device))
+        self.updates += 1
+        self.due = [(name, count - 1), *later] if count > 1 else later
+        if not self.due:
+            self.progress += self.num_envs
+        return {**logs, f"seconds_{name}": time.perf_counter() - began}
