@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from vwm.data.frame_reading import read_episode_frames
 from vwm.data.importing import import_dataset
 from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.data.shard_reading import read_array, read_episode_metadata
+from vwm.data.video import decode_frames
 
 pytest.importorskip("pyarrow", reason="LeRobot's tables require pyarrow")
 
@@ -180,3 +182,51 @@ def test_damaged_files_are_named_with_their_episode(tmp_path: Path) -> None:
     actions = make_clip_dataset(f"lerobot:{source}?cameras=front&size=8", 9, shuffle=False, fields=("actions",))
     with pytest.raises(ValueError, match=r"in: episode 1: .*episode_000001.parquet: is no readable parquet table"):
         actions[len(actions) - 1]
+
+
+def test_an_episode_in_several_row_groups_and_in_any_order(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    source = shutil.copytree(SETS / "lerobot_v3", tmp_path / "in")
+    file = source / "data/chunk-000/file-000.parquet"
+    table = pyarrow.parquet.read_table(file)
+    rows = np.random.default_rng(0).permutation(table.num_rows)
+    for statistics in (True, False):
+        pyarrow.parquet.write_table(table.take(rows), file, row_group_size=4, write_statistics=statistics)
+        ours, others = (
+            make_clip_dataset(address(folder), 4, fields=FIELDS) for folder in (source, SETS / "lerobot_v3")
+        )
+        assert_same([ours[i] for i in range(len(ours))], [others[i] for i in range(len(others))])
+
+
+def test_h264_with_frames_out_of_order_is_read_by_frame_number(imported: Path, tmp_path: Path) -> None:
+    convert_dataset("lerobot", imported / "lerobot_v3", tmp_path / "again", workers=0)
+    for video in (tmp_path / "again").rglob("*.mp4"):
+        frames = decode_frames(video, range(21), "all", backend="pyav")
+        with av.open(str(video), "w") as out:
+            stream = out.add_stream("libx264", rate=10, options={"bf": "3", "g": "8", "crf": "1"})
+            stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+            for frame in frames:
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+            out.mux(stream.encode(None))
+    ours = make_clip_dataset(address(tmp_path / "again"), 4, fields=FIELDS)
+    others = make_clip_dataset(str(imported / "lerobot_v3"), 4, fields=FIELDS)
+    for i in range(len(others)):
+        clip, other = ours[i], others[i]
+        np.testing.assert_allclose(clip["frames"].mean((1, 2, 3)), other["frames"].mean((1, 2, 3)), atol=1.5)
+        np.testing.assert_allclose(clip["actions"], other["actions"], atol=1e-6)
+        np.testing.assert_array_equal(clip["state"], other["state"])
+
+
+def test_pictures_of_tables_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    source = shutil.copytree(SETS / "lerobot_v3_images", tmp_path / "in")
+    (file,) = (source / "data").rglob("*.parquet")
+    table = pyarrow.parquet.read_table(file)
+    column = table.column_names.index("observation.images.front")
+    pictures = [{"bytes": None, "path": "../../etc/hostname"} for _ in range(table.num_rows)]
+    pyarrow.parquet.write_table(table.set_column(column, table.column_names[column], pyarrow.array(pictures)), file)
+    with pytest.raises(ValueError, match=r"episode 0: leads out of the folder \(../../etc/hostname\)"):
+        make_clip_dataset(f"lerobot:{source}?cameras=front", 4)

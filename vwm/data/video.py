@@ -19,6 +19,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import av
@@ -173,6 +174,18 @@ def _scan_packets(
     )
 
 
+def _scan_file(path: str, name: str) -> _FrameTable:
+    """Read the packets of a file, once in each process until it changes."""
+    now = Path(path).stat()
+    return _scan_unchanged_file(path, now.st_size, now.st_mtime_ns, name)
+
+
+@functools.lru_cache(maxsize=32)
+def _scan_unchanged_file(path: str, size: int, time: int, name: str) -> _FrameTable:
+    with open_video(path, name) as container:
+        return _scan_packets(container, name)
+
+
 def _orientation(frame: av.VideoFrame) -> _Orientation:
     """Read the display matrix of a frame, [a b; c d] in 16.16 fixed point, which maps stored to shown positions."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
@@ -218,7 +231,7 @@ def decode_frames(
     wanted = [int(i) for i in indices]
     read_decord = functools.partial(_read_decord, source, wanted)
     with open_video(source, name) as container:
-        table = _scan_packets(container, name)
+        table = _scan_packets(container, name) if isinstance(source, bytes) else _scan_file(os.fspath(source), name)
         if wanted and not 0 <= min(wanted) <= max(wanted) < table.count:
             bad = min(wanted) if min(wanted) < 0 else max(wanted)
             raise ValueError(f"{name}: has no frame {bad}, only 0 to {table.count - 1}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +118,23 @@ def test_damaged_tars_are_named_and_the_samples_of_others_imported(
     by_tar = {tar: sorted(v for k, v in levels.items() if k.startswith(tar)) for tar in ("00.tar", first, second)}
     np.testing.assert_allclose(by_tar["00.tar"], by_tar[first])
     np.testing.assert_allclose(np.array(by_tar[second]) - by_tar[first], 7, atol=2)
+
+
+def test_hostile_samples_are_named_and_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tar,) = list(write_tars(tmp_path / "tars"))[:1]
+    pickled = io.BytesIO()
+    np.savez(pickled, actions=np.array([{"a": 1}], object))
+    members = {"x.json": b'{"frames": 6}', "x.npz": pickled.getvalue(), "x.mp4": b"", "y.json": b"[]", "y.mp4": b""}
+    with tarfile.open(tmp_path / "tars" / tar, "a") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(f"../../{name}")
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    import_dataset("webdataset", tmp_path / "tars", tmp_path / "out", workers=0)
+    text = capsys.readouterr().out
+    assert "skipped (2):" in text and len(read_shards(tmp_path / "out")) == 4
+    assert f"  {tar}:x: x.npz: cannot be read as NumPy arrays (" in text and "allow_pickle=False" in text
+    assert f"  {tar}:y: y.json" in text
 
 
 def test_a_damaged_tar_of_rocket_science_costs_the_samples_behind_the_damage(

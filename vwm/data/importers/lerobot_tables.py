@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,29 +38,30 @@ class EpisodeTables:
         Raises:
             ValueError: the table is damaged, or has no such column.
         """
-        found = self._find(file, episode, columns)
-        parts = [{name: _to_array(part.column(name)) for name in columns} for part in found]
-        if not parts:
-            return {name: np.empty(0) for name in columns}
-        return {name: np.concatenate([part[name] for part in parts]) for name in columns}
+        table = self._find(file, episode, columns)
+        return {name: np.empty(0) if table is None else _to_array(table.column(name)) for name in columns}
 
     def read_cells(self, file: str, episode: int, column: str) -> Any:
         """Return a column of an episode, such as its pictures, as an Arrow array in the order of the frames."""
+        table = self._find(file, episode, (column,))
+        if table is None:
+            raise ValueError(f"{file}: has no rows of it")
+        return table.column(column)
+
+    def _find(self, file: str, episode: int, columns: tuple[str, ...]) -> Any:
+        """Return the rows of an episode, in the order of its frames; None where there are none."""
         import pyarrow
 
-        parts = [part.column(column) for part in self._find(file, episode, (column,))]
-        return pyarrow.chunked_array([chunk for part in parts for chunk in part.chunks])
-
-    def _find(self, file: str, episode: int, columns: tuple[str, ...]) -> Iterator[Any]:
-        """Yield the rows of an episode, in order, from each row group that has some."""
+        parts = []
         for group, (lowest, highest) in enumerate(self._ranges.get(file, functools.partial(self._read_ranges, file))):
             if lowest <= episode <= highest:
                 read = functools.partial(self._read_group, file, group, columns)
                 table = self._groups.get((file, group, columns), read)
-                rows = np.flatnonzero(table.column("episode_index").to_numpy() == episode)
-                order = np.argsort(table.column("frame_index").to_numpy()[rows], kind="stable")
-                if len(rows):
-                    yield table.take(rows[order])
+                parts.append(table.take(np.flatnonzero(table.column("episode_index").to_numpy() == episode)))
+        if not any(map(len, parts)):
+            return None
+        rows = pyarrow.concat_tables(parts)
+        return rows.take(np.argsort(rows.column("frame_index").to_numpy(), kind="stable"))
 
     def _read_ranges(self, file: str) -> tuple[list[tuple[float, float]], int]:
         """Return the lowest and highest episode of each row group of a table."""
