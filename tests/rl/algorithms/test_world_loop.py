@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from factories import dynamics, tokenizer
 from torch.utils._pytree import tree_leaves
 
 from vwm.cli.main import main
@@ -19,7 +20,9 @@ from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.diamond.denoiser import DiamondDenoiser
 from vwm.models.diamond.module import DiamondModule
 from vwm.models.diamond.outcome_model import DiamondOutcomeModel
+from vwm.models.genie.module import GenieModule
 from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.outcome_heads import RewardTerminationHeads
 from vwm.rl.agent_training import AgentTraining
 from vwm.rl.algorithms.actor import ActorConfig
 from vwm.rl.algorithms.actor_critic import CriticConfig
@@ -29,6 +32,7 @@ from vwm.rl.algorithms.policy_objectives import AdvantageObjective
 from vwm.rl.algorithms.world_loop import WorldLoop
 from vwm.rl.evaluation_log import EvaluationConfig
 from vwm.rl.replay_buffer import ReplayBuffer
+from vwm.tokenizers.module import TokenizerModule
 
 ENV = GymnasiumEnvSpec("vwm/MinAtar-v0", size=10, time_limit=30, options={"game": "breakout", "scale": 1})
 LEVELS = {"depths": [1], "channels": [8], "attention": [False]}
@@ -151,6 +155,35 @@ def test_an_update_changes_its_own_part_only():
         after = agent.state_dict()
         changed = {key.split(".")[1] for key in before if not torch.equal(before[key], after[key]) and "." in key}
         assert changed == {name}
+
+
+def test_a_world_of_tokens_learns_with_its_tokenizer():
+    """Over another family, Genie, whose tokenizer is learned in the loop: each update changes its own part only."""
+    torch.manual_seed(0)
+    optimizer = OptimizerConfig(lr=1e-3, warmup=2)
+    agent = tiny_agent(
+        spaces(16, 4),
+        tokenizer=lambda: TokenizerModule(tokenizer(), optimizer),
+        world=lambda: GenieModule(
+            "learned in the loop", dynamics(), optimizer, outcomes=RewardTerminationHeads(16, 16), sampling_steps=1
+        ),
+        tokenizer_part=LoopPart(batch_size=4, frames=2),
+    )
+    shared = agent.learners["tokenizer"].tokenizer
+    assert agent.world.tokenizer is shared and list(agent.parts) == ["tokenizer", "world", "policy"]
+    replay = ReplayBuffer(10, 1, spaces(16, 4))
+    for step, action in recorded_steps():
+        frames = torch.randint(256, (1, 16, 16, 3), dtype=torch.uint8)
+        replay.add(step._replace(observation=frames), action, {})
+    for name, part in agent.parts.items():
+        before = {key: value.clone() for key, value in agent.state_dict().items()}
+        for _ in range(2):
+            agent.update_part(name, replay.sample(4, part.frames + 1, single_episode=True))
+        after = agent.state_dict()
+        changed = {key for key in before if not torch.equal(before[key], after[key])} - {"part_updates"}
+        in_tokenizer = {key for key in changed if ".tokenizer." in key}
+        assert changed and in_tokenizer == (changed if name == "tokenizer" else set())
+        assert name == "tokenizer" or {key.split(".")[1] for key in changed} == {name}
 
 
 def test_a_run_that_stopped_within_an_epoch_equals_an_uninterrupted_one(tmp_path):
