@@ -131,14 +131,14 @@ class DiTSimulator(VideoSimulator):
     def advance(self, state: DiTState, action: Tensor, decode: bool) -> tuple[DiTState, StepOutput]:
         """See ``NetworkSimulator.advance``. ``latent`` is float [b, h, w, c]."""
         action_embedding = self._action_embedding(action)
-        reward, terminated = sample_outcomes(
-            self.outcomes, state.features, action_embedding[:, 0], state.seed, state.dynamics.position
-        )
         seed = fold_in(fold_in(state.seed, FRAME_SEED_STREAM), state.dynamics.position)
         latents = sample_latent_frame(
             self.dynamics, state.dynamics, action_embedding, seed, self.sampling, self._part_guidance_levels(action)
         )
         dynamics, features = self._observe_latents(state.dynamics, latents, action_embedding, state.seed)
+        reward, terminated = sample_outcomes(
+            self.outcomes, state.features, action_embedding[:, 0], features, state.seed, state.dynamics.position
+        )
         # The decoder's state depends on every frame, so it decodes each, even if no pixels are requested.
         decoder, video = self.tokenizer.decode_step(state.decoder, latents.to(self.tokenizer.dtype))
         frame = self.shown_frames(video) if decode else None

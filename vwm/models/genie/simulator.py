@@ -125,10 +125,12 @@ class GenieSimulator(VideoSimulator):
         """See ``NetworkSimulator.advance``. ``latent`` is the frame's tokens, int64 [b, h, w]."""
         seed, actions = fold_in(state.seed, state.frames_generated), self.actions_per_frame(action)
         position, action_embedding = state.dynamics.position, self.dynamics.embed_actions(actions)[:, 0]
-        reward, terminated = sample_outcomes(self.outcomes, state.features, action_embedding, state.seed, position)
         tokens = sample_tokens(self.dynamics, state.dynamics, actions, seed, self.sampling)
         latent = tokens.unflatten(-1, self.tokenizer.grid)
         dynamics, features = self._observe_tokens(state.dynamics, latent[:, None], actions)
+        reward, terminated = sample_outcomes(
+            self.outcomes, state.features, action_embedding, features, state.seed, position
+        )
         # The decoder's state depends on every frame, so it decodes each, even if no pixels are requested.
         decoder, video = self.tokenizer.decode_step(state.decoder, latent[:, None])
         frame = self.shown_frames(video) if decode else None
