@@ -12,10 +12,13 @@ from .actions import embedded_action_space as embedded_action_space
 from .actions import make_action_embedding as make_action_embedding
 from .attention import RotaryEmbedding as RotaryEmbedding
 from .attention import SpaceTimeAttention as SpaceTimeAttention
+from .attention import apply_rotary as apply_rotary
 from .attention import rotary_angles as rotary_angles
+from .attention import rotary_embedding as rotary_embedding
 from .attention_kernels import KeyValueCache as KeyValueCache
 from .attention_kernels import MovedQueries as MovedQueries
 from .attention_kernels import dot_product_attention as dot_product_attention
+from .attention_kernels import formula_attention as formula_attention
 from .attention_kernels import without_packing as without_packing
 from .attention_span import AttentionSpan as AttentionSpan
 from .attention_span import KeptSlots as KeptSlots
@@ -24,6 +27,7 @@ from .block_linear import BlockLinear as BlockLinear
 from .block_outputs import capture_block_outputs as capture_block_outputs
 from .block_outputs import default_probe_layer as default_probe_layer
 from .categorical_codebook import CategoricalCodebook as CategoricalCodebook
+from .categorical_sampling import inverse_transform as inverse_transform
 from .causal_conv import CausalConvBlock as CausalConvBlock
 from .causal_conv import CausalConvStack as CausalConvStack
 from .causal_conv import CausalTemporalConv as CausalTemporalConv
@@ -91,6 +95,7 @@ from .pixels import patchify as patchify
 from .pixels import unpatchify as unpatchify
 from .precision import BinsModule as BinsModule
 from .precision import at_least_float32 as at_least_float32
+from .precision import matmul_dtype as matmul_dtype
 from .prediction_heads import PredictionHead as PredictionHead
 from .quantize import Quantizer as Quantizer
 from .quantize import QuantizerOutput as QuantizerOutput
@@ -121,6 +126,7 @@ from .tensor_parallel import WeightSplit as WeightSplit
 from .tensor_parallel import divide_blocks as divide_blocks
 from .tensor_parallel import weight_split as weight_split
 from .tensor_parallel import whole_shape as whole_shape
+from .token_corruption import corrupt_tokens as corrupt_tokens
 from .training_module import TrainingModule as TrainingModule
 from .training_module import batch_size as batch_size
 from .training_module import known_actions as known_actions

@@ -30,6 +30,7 @@ BUILT_IN_FAMILIES = (
     "vwm.models.tdmpc2.TDMPC2Family",
     "vwm.models.muzero.MuZeroFamily",
     "vwm.models.pets.PETSFamily",
+    "vwm.models.autoregressive.AutoregressiveFamily",
     "vwm.models.oasis.OasisFamily",
     "vwm.models.diamond.DiamondFamily",
     "vwm.models.dreamer4.Dreamer4Family",

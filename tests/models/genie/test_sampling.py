@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vwm.models.genie.sampling import inverse_transform, smallest
+from vwm.models.genie.sampling import smallest
+from vwm.nn.categorical_sampling import inverse_transform
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 20])

@@ -26,12 +26,13 @@ from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.core.spaces import ActionSpace
 from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
 from vwm.nn.actions import CompositeActionEmbedding
-from vwm.nn.clip_draws import draw_integers, draw_uniform
+from vwm.nn.clip_draws import draw_uniform
 from vwm.nn.code_embedding import CodeEmbedding, CodeLogits
 from vwm.nn.context_parallel import ContextGroup, DividedFrames, divide_frames, join_frames, own_frames
 from vwm.nn.precision import at_least_float32
 from vwm.nn.ranks import mean_count
 from vwm.nn.space_time import SpaceTimeTransformer, TransformerState
+from vwm.nn.token_corruption import corrupt_tokens
 
 
 class MaskGITOutput(NamedTuple):
@@ -357,12 +358,8 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         return x + self.places
 
     def _corrupt(self, tokens: Tensor) -> Tensor:
-        if not self.context_corruption or not self.training:
-            return tokens
-        # The share is random, so that the model also sees a nearly clean past.
-        share = self.context_corruption * draw_uniform((len(tokens), 1, 1), tokens.device)
-        noise = draw_integers(self.codebook_size, tokens.shape, tokens.device)
-        return torch.where(draw_uniform(tokens.shape, tokens.device) < share, noise, tokens)
+        share = self.context_corruption if self.training else 0.0
+        return corrupt_tokens(tokens, share, self.codebook_size)
 
 
 def _make_action_embedding(space: ActionSpace, width: int) -> nn.Module:

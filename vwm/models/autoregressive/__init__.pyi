@@ -1,0 +1,16 @@
+from .dynamics import AutoregressiveDynamics as AutoregressiveDynamics
+from .dynamics import AutoregressiveState as AutoregressiveState
+from .dynamics import FrameInProgress as FrameInProgress
+from .dynamics import TokenLoss as TokenLoss
+from .dynamics import TokenPrediction as TokenPrediction
+from .family import AutoregressiveFamily as AutoregressiveFamily
+from .features import AutoregressiveFeatureExtractor as AutoregressiveFeatureExtractor
+from .module import AutoregressiveModule as AutoregressiveModule
+from .outcomes import RewardSignHeads as RewardSignHeads
+from .sampling import TokenSampling as TokenSampling
+from .simulator import AutoregressiveSimulator as AutoregressiveSimulator
+from .simulator import AutoregressiveWorldState as AutoregressiveWorldState
+from .transformer import CausalBlock as CausalBlock
+from .transformer import TokenCache as TokenCache
+from .transformer import TokenGroup as TokenGroup
+from .transformer import TokenTransformer as TokenTransformer
