@@ -1,6 +1,7 @@
 """A simulator of every kind, and contexts and actions for it: what the tests of the contract run on."""
 
 import torch
+from autoregressive_worlds import autoregressive_world, composite_token_world
 from diamond_worlds import csgo_world, diamond_world
 from factories import (
     composite_parts,
@@ -69,6 +70,8 @@ SIMULATORS = {
     "dreamer4": lambda: dreamer4_world(),
     "dreamer4-of-mmbench2": lambda: dreamer4_world(rotary=True),
     "waypoint": lambda: waypoint_world(),
+    "autoregressive": lambda: autoregressive_world(),
+    "autoregressive-sliding-window-and-composite-actions": lambda: composite_token_world(),
     "ensemble": lambda: EnsembleSimulator(
         [diffusion_world(outcomes=True), diffusion_world(outcomes=True, sampling=DiffusionSampling(steps=2))],
         uncertainty_penalty=1.0,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from autoregressive_worlds import autoregressive_world, token_dynamics
 from diamond_worlds import diamond_world
 from factories import (
     diffusion_world,
@@ -37,6 +38,7 @@ from vwm.data.shards import ShardWriter
 from vwm.eval.features import load_feature_extractor
 from vwm.eval.surprise_evaluation import load_surprise_scorer
 from vwm.eval.world_report import evaluate_world
+from vwm.models.autoregressive.module import AutoregressiveModule
 from vwm.models.diamond.module import DiamondModule
 from vwm.models.dit.agent_module import DiTAgentModule
 from vwm.models.dit.module import DiTModule
@@ -74,6 +76,7 @@ SIMULATORS = {
     "tdmpc2": lambda: tdmpc2_world((5,)),
     "muzero": muzero_world,
     "pets": pets_world,
+    "autoregressive": autoregressive_world,
     "oasis": oasis_world,
     "diamond": diamond_world,
     "dreamer4": lambda: dreamer4_world(rotary=True),
@@ -103,6 +106,7 @@ MODULES: dict[str, Callable[[Path], TrainingModule]] = {
     "diamond": lambda folder: DiamondModule(
         diamond_world().dynamics, OPTIMIZER, (16, 16), outcomes=diamond_world().outcomes
     ),
+    "autoregressive": lambda folder: AutoregressiveModule(folder / "autoregressive", token_dynamics(), OPTIMIZER),
     "tokenizer": lambda folder: TokenizerModule(tokenizer(), OPTIMIZER),
 }
 FAMILIES = {family.name: family for family in world_families()}

@@ -1,4 +1,4 @@
-"""Autoregressive token worlds: the next token over space and time (IRIS, arXiv 2209.00588; GAIA-1, arXiv 2309.17080)."""
+"""Autoregressive token worlds: the next token over space and time (IRIS, arXiv 2209.00588; GAIA-1, 2309.17080)."""
 
 import lazy_loader
 

@@ -8,7 +8,6 @@ Legend: b batch, t time, d width.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

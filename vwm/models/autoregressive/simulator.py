@@ -112,9 +112,7 @@ class AutoregressiveSimulator(VideoSimulator):
         action_embedding = dynamics.embed_actions(self.actions_per_frame(action))[:, 0]
         frame, output = dynamics.begin_frame(state.dynamics, action_embedding)
         reward, terminated = sample_action_outcomes(self.outcomes, output, action_embedding, state.seed, step)
-        after, tokens, features = sample_token_frame(
-            dynamics, frame, output, fold_in(state.seed, step), self.sampling
-        )
+        after, tokens, features = sample_token_frame(dynamics, frame, output, fold_in(state.seed, step), self.sampling)
         latent = tokens.unflatten(-1, self.tokenizer.grid)
         # The decoder's state may depend on every frame, so it decodes each, even if no pixels are requested.
         decoder, video = self.tokenizer.decode_step(state.decoder, latent[:, None])

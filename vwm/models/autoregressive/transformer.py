@@ -212,7 +212,7 @@ class TokenTransformer(nn.Module):
         return TokenCache(position, (empty,) * len(self.blocks))
 
     def open_group(self, cache: TokenCache) -> TokenGroup:
-        """Return the next group, without a token yet. With learned positions, the cache must hold less than a window."""
+        """Return the next group, without a token yet. With learned positions, the cache holds less than a window."""
         slots = self.span.slot_positions(cache.position)
         index = slots[..., None] * self.group + torch.arange(self.group, device=slots.device) - 1
         cached = ((slots[..., None] >= 0) & (index >= 0)).flatten(1)
