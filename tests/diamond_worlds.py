@@ -6,8 +6,8 @@ import torch
 from factories import randomize
 
 from vwm.core.spaces import ActionSpace
+from vwm.data.importers.csgo_actions import CSGO_COLUMNS, csgo_action_space
 from vwm.models.diamond.denoiser import DiamondDenoiser
-from vwm.models.diamond.games import CSGO_COLUMNS, csgo_action_space
 from vwm.models.diamond.outcome_model import DiamondOutcomeModel
 from vwm.models.diamond.policy_network import DiamondPolicyNetwork
 from vwm.models.diamond.sampling import DiamondSampling

@@ -50,7 +50,7 @@ def test_in_play_the_reward_of_a_termination_is_that_without_a_next_frame() -> N
     expected = heads(now[:, None], action[:, None])
     for bias, ended in ((-50.0, False), (50.0, True)):
         heads.end.bias.data.fill_(bias)
-        reward, terminated = sample_outcomes(heads, now, action, now + 1, seed, position)
+        reward, terminated = sample_outcomes(heads, now, action, seed, position, now + 1)
         seen = heads(now[:, None], action[:, None], now[:, None] + 1)
         assert terminated.tolist() == [ended] * BATCH
         assert torch.equal(reward, (expected if ended else seen).reward[:, 0])

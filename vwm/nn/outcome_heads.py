@@ -119,9 +119,9 @@ def sample_outcomes(
     outcomes: RewardTerminationHeads | None,
     features: Tensor,
     action_embedding: Tensor,
-    next_features: Tensor,
     seed: Tensor,
     position: Tensor,
+    next_features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Predict the reward, float [b], and sample the termination, bool [b]; zeros if there are no heads.
 
@@ -129,15 +129,15 @@ def sample_outcomes(
         outcomes: the heads.
         features: float [b, d], features of the frame at which the action is taken.
         action_embedding: float [b, d].
-        next_features: float [b, d], features of the frame that it leads to.
         seed: int64 [b], seeds of the simulations.
         position: int64 [b], number of frames seen before the action.
+        next_features: float [b, d], features of the frame that it leads to; only heads that see it need them.
     """
     if outcomes is None:
         zeros = torch.zeros(len(seed), device=seed.device)
         return zeros, zeros.bool()
     taken = features[:, None].float(), action_embedding[:, None].float()
-    predicted = outcomes(*taken, next_features[:, None].float())
+    predicted = outcomes(*taken, None if next_features is None else next_features[:, None].float())
     reward = predicted.reward[:, 0]
     chance = seeded_uniform(fold_in(fold_in(seed, TERMINATION_STREAM), position))
     terminated = chance < predicted.terminated[:, 0]

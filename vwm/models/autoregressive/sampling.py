@@ -38,7 +38,7 @@ def check_token_sampling(sampling: TokenSampling) -> None:
         raise ValueError(f"sampling.top_p must be above 0 and at most 1, got {sampling.top_p!r}")
 
 
-def sample_token_frame(
+def sample_next_frame_tokens(
     dynamics: AutoregressiveDynamics, frame: FrameInProgress, output: Tensor, seed: Tensor, sampling: TokenSampling
 ) -> tuple[AutoregressiveState, Tensor, Tensor]:
     """Sample the tokens of a frame that was begun with its action.
@@ -65,7 +65,7 @@ def sample_next_frame(
 ) -> tuple[AutoregressiveState, Tensor]:
     """Sample the frame to which r actions [b, r, ...] lead: the state after it, and its tokens int64 [b, n]."""
     frame, output = dynamics.begin_frame(state, dynamics.embed_actions(actions)[:, 0])
-    state, tokens, _ = sample_token_frame(dynamics, frame, output, fold_in(seed, 0), sampling)
+    state, tokens, _ = sample_next_frame_tokens(dynamics, frame, output, fold_in(seed, 0), sampling)
     return state, tokens
 
 

@@ -16,7 +16,7 @@ from vwm.core.spaces import ActionSpace
 from vwm.core.tokenizer import TokenizerState, VideoTokenizer
 from vwm.models.autoregressive.dynamics import AutoregressiveDynamics, AutoregressiveState
 from vwm.models.autoregressive.outcomes import OutcomeHeads, sample_action_outcomes
-from vwm.models.autoregressive.sampling import TokenSampling, check_token_sampling, sample_token_frame
+from vwm.models.autoregressive.sampling import TokenSampling, check_token_sampling, sample_next_frame_tokens
 from vwm.nn.actions import check_action_space
 
 
@@ -112,7 +112,9 @@ class AutoregressiveSimulator(VideoSimulator):
         action_embedding = dynamics.embed_actions(self.actions_per_frame(action))[:, 0]
         frame, output = dynamics.begin_frame(state.dynamics, action_embedding)
         reward, terminated = sample_action_outcomes(self.outcomes, output, action_embedding, state.seed, step)
-        after, tokens, features = sample_token_frame(dynamics, frame, output, fold_in(state.seed, step), self.sampling)
+        after, tokens, features = sample_next_frame_tokens(
+            dynamics, frame, output, fold_in(state.seed, step), self.sampling
+        )
         latent = tokens.unflatten(-1, self.tokenizer.grid)
         # The decoder's state may depend on every frame, so it decodes each, even if no pixels are requested.
         decoder, video = self.tokenizer.decode_step(state.decoder, latent[:, None])
@@ -185,6 +187,10 @@ def check_token_parts(
         known_levels = codebook if isinstance(codebook, list) else None
         pairs.append(("dynamics.codebook_levels", levels, "the tokenizer's FSQ levels", known_levels))
     if outcomes is not None:
+        if outcomes.config.get("sees_next"):
+            raise ValueError(
+                "rewards are read at the token of the action, before the next frame: set outcomes.sees_next=false"
+            )
         pairs.append(("outcomes.width", outcomes.config.width, "dynamics.width", dynamics.config.width))
     for name, value, of, other in pairs:
         if value != other:

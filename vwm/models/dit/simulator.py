@@ -137,7 +137,7 @@ class DiTSimulator(VideoSimulator):
         )
         dynamics, features = self._observe_latents(state.dynamics, latents, action_embedding, state.seed)
         reward, terminated = sample_outcomes(
-            self.outcomes, state.features, action_embedding[:, 0], features, state.seed, state.dynamics.position
+            self.outcomes, state.features, action_embedding[:, 0], state.seed, state.dynamics.position, features
         )
         # The decoder's state depends on every frame, so it decodes each, even if no pixels are requested.
         decoder, video = self.tokenizer.decode_step(state.decoder, latents.to(self.tokenizer.dtype))

@@ -129,7 +129,7 @@ class GenieSimulator(VideoSimulator):
         latent = tokens.unflatten(-1, self.tokenizer.grid)
         dynamics, features = self._observe_tokens(state.dynamics, latent[:, None], actions)
         reward, terminated = sample_outcomes(
-            self.outcomes, state.features, action_embedding, features, state.seed, position
+            self.outcomes, state.features, action_embedding, state.seed, position, features
         )
         # The decoder's state depends on every frame, so it decodes each, even if no pixels are requested.
         decoder, video = self.tokenizer.decode_step(state.decoder, latent[:, None])
