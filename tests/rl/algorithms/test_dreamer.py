@@ -121,7 +121,7 @@ def test_an_update_starts_from_replayed_latents_and_writes_new_ones() -> None:
     assert torch.equal(state.deter, batch.extras["deter"][:, 0].float())
     assert torch.equal(state.action, agent.world_model.rssm.encode_action(batch.action[:, 0]))
     assert torch.equal(rest.reward, batch.reward[:, 1:])
-    _, new_latents, indices = agent.update(batch)
+    _, new_latents, indices, _ = agent.update(batch)
     assert indices is not None and torch.equal(indices, batch.indices[:, 1:])  # the first latent is not updated
     assert all(new_latents[name].shape == batch.extras[name][:, 1:].shape for name in ("deter", "stoch"))
     assert not torch.equal(new_latents["deter"], batch.extras["deter"][:, 1:])
