@@ -90,7 +90,7 @@ class AgentTraining:
         self.runtime = TrainingRuntime()
         self._tables: dict[str, MetricTable] = {}
         self._updates = 0
-        self._log_sums: dict[str, float] = {}
+        self._log_sums: dict[str, tuple[float, int]] = {}
         self._random_return = float("nan")
 
     @property
@@ -203,7 +203,13 @@ class AgentTraining:
     def _load(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, {"algorithm": self.algorithm}, {}, CHECKPOINT_OWNER)
         self._updates = state["counters"]["updates"]
-        self._log_sums = state["counters"]["log_sums"]
+        before = (
+            self._updates % self.log_every
+        )  # of checkpoints that kept sums only, in which every update had each number
+        self._log_sums = {
+            name: (sums, before) if isinstance(sums, float) else tuple(sums)
+            for name, sums in state["counters"]["log_sums"].items()
+        }
         self._random_return = state["counters"]["random_return"]
         restore_rng_states(state["generators"])
 

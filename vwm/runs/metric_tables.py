@@ -90,13 +90,13 @@ def _read_csv_cells(path: Path) -> list[dict[str, str]]:
 
 
 def average_update_logs(
-    sums: dict[str, float], logs: Mapping[str, float], updated: int, every: int
+    sums: dict[str, tuple[float, int]], logs: Mapping[str, float], updated: int, every: int
 ) -> dict[str, float] | None:
     """Average the numbers of several updates to one row of a table.
 
     Args:
-        sums: sums over the updates since the last row; this update's numbers are added in place.
-        logs: numbers of this update.
+        sums: sum and count of each number over the updates since the last row; this update's are added in place.
+        logs: numbers of this update; of a number that some updates do not have, the others count.
         updated: number of updates so far, including this one.
         every: number of updates per row.
 
@@ -104,9 +104,10 @@ def average_update_logs(
         The means if the row is complete (the sums are then cleared), else None.
     """
     for name, value in logs.items():
-        sums[name] = sums.get(name, 0.0) + value
+        total, count = sums.get(name, (0.0, 0))
+        sums[name] = total + value, count + 1
     if updated % every:
         return None
-    means = {name: total / every for name, total in sums.items()}
+    means = {name: total / count for name, (total, count) in sums.items()}
     sums.clear()
     return means

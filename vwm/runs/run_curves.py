@@ -23,7 +23,7 @@ def plot_run_curves(
         path: path of the PNG.
         episodes: rows with the ``return`` of each training episode.
         evaluations: rows with ``mean``, ``low`` and ``high``, and ``imagined`` where there is such a column.
-        updates: rows with any columns.
+        updates: rows with any columns, which need not be the same.
         random: mean return of random actions.
         title: title of the figure.
     """
@@ -32,7 +32,7 @@ def plot_run_curves(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    logged = [name for name in updates[0] if name != "step"] if updates else []
+    logged = [name for name in dict.fromkeys(name for row in updates for name in row) if name != "step"]
     rows = 1 + -(-len(logged) // 4)
     figure = plt.figure(figsize=(14, 4 + 2.2 * (rows - 1)), layout="constrained")
     grid = figure.add_gridspec(rows, 4, height_ratios=[2, *[1] * (rows - 1)])
@@ -50,7 +50,8 @@ def plot_run_curves(
     top.legend()
     for index, name in enumerate(logged):
         axes = figure.add_subplot(grid[1 + index // 4, index % 4])
-        axes.plot([r["step"] for r in updates], [r[name] for r in updates], lw=0.8)
+        with_name = [r for r in updates if name in r]
+        axes.plot([r["step"] for r in with_name], [r[name] for r in with_name], lw=0.8)
         axes.set_title(name, fontsize=8)
         axes.tick_params(labelsize=6)
     with atomic_write(path) as file:

@@ -263,9 +263,10 @@ def test_the_shipped_config_trains_and_its_policy_is_evaluated(tmp_path, capsys)
         "world_part": {"updates": 1, "first_updates": 1, "batch_size": 2, "frames": 5},
         "policy_part": {"updates": 1, "first_updates": 1, "batch_size": 2, "frames": 4},
     }
-    config |= {"steps": 12, "run": str(tmp_path / "run")}
+    config |= {"steps": 12, "log_every": 1, "run": str(tmp_path / "run")}
     config["evaluation"] |= {"episodes": 1, "every": 1000}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     main(["agent", "train", "-c", str(tmp_path / "config.yaml")])
+    assert (tmp_path / "run" / "curves.png").is_file()  # of rows that have the numbers of one part each
     main(["agent", "eval", str(tmp_path / "run"), "--episodes", "1"])
     assert "return" in capsys.readouterr().out
