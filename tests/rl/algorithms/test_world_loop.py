@@ -252,16 +252,21 @@ def test_a_loop_requires_enough_random_decisions(tmp_path):
         LoopPart(updates=-1)
 
 
-def test_the_shipped_config_trains_and_its_policy_is_evaluated(tmp_path, capsys):
-    config = yaml.safe_load(Path("configs/agents/diamond_minatar.yaml").read_text())
+@pytest.mark.parametrize("name", ["diamond", "iris"])
+def test_a_shipped_config_trains_and_its_policy_is_evaluated(name, tmp_path, capsys):
+    config = yaml.safe_load(Path(f"configs/agents/{name}_minatar.yaml").read_text())
     loop = config["algorithm"]["init_args"]
     loop |= {"num_envs": 1, "prefill": 12, "epoch_decisions": 6}
-    for network in ("dynamics", "outcomes"):
-        loop["agent"]["init_args"]["world"]["init_args"][network]["init_args"] |= {**LEVELS, "condition_width": 8}
+    world, part = loop["agent"]["init_args"]["world"]["init_args"], {"updates": 1, "first_updates": 1, "batch_size": 2}
+    if name == "diamond":
+        for network in ("dynamics", "outcomes"):
+            world[network]["init_args"] |= {**LEVELS, "condition_width": 8}
+    else:
+        loop["agent"]["init_args"]["tokenizer_part"] = {**part, "frames": 2}
     loop["agent"]["init_args"] |= {
         "horizon": 2,
-        "world_part": {"updates": 1, "first_updates": 1, "batch_size": 2, "frames": 5},
-        "policy_part": {"updates": 1, "first_updates": 1, "batch_size": 2, "frames": 4},
+        "world_part": {**part, "frames": 5},
+        "policy_part": {**part, "frames": 4},
     }
     config |= {"steps": 12, "log_every": 1, "run": str(tmp_path / "run")}
     config["evaluation"] |= {"episodes": 1, "every": 1000}
