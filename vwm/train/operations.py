@@ -47,7 +47,8 @@ def count_operations(module: TrainingModule, batch: Any) -> float:
     from torch.utils.flop_counter import FlopCounterMode  # takes a fifth of a second to import
 
     total = batch_size(batch)
-    few = _first_clips(batch, total, CLIPS)
+    counted = total if getattr(batch, "indivisible", False) else min(CLIPS, total)
+    few = _first_clips(batch, total, counted)
     weights = [weight for weight in module.parameters() if weight.requires_grad]
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
@@ -62,7 +63,7 @@ def count_operations(module: TrainingModule, batch: Any) -> float:
         loss, _ = module(few)
         if loss.requires_grad:
             torch.autograd.grad(loss, weights, allow_unused=True)  # unlike backward, it leaves gradients as they are
-    return float(counter.get_total_flops()) * total / min(CLIPS, total)
+    return float(counter.get_total_flops()) * total / counted
 
 
 class _NoModules(nullcontext[None]):

@@ -34,6 +34,11 @@ class MaskedClips(ClipBatch):
     videos: MaskedPart | None = None
     images: MaskedPart | None = None
 
+    @property
+    def indivisible(self) -> bool:
+        """Whether its parts name clips by their rows, so that it cannot be cut to its first clips."""
+        return self.videos is not None
+
 
 def split_stills(still: Tensor) -> tuple[Tensor, Tensor, float]:
     """Divide the clips of a batch into videos and images.
