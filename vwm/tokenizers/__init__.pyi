@@ -30,3 +30,6 @@ from .shard_encoding import tokenizer_fingerprint as tokenizer_fingerprint
 from .shard_encoding import write_encoded_shards as write_encoded_shards
 from .space_time_tokenizer import SpaceTimeTokenizer as SpaceTimeTokenizer
 from .timm_encoder import TimmEncoder as TimmEncoder
+from .token_dynamics import TokenDynamics as TokenDynamics
+from .token_dynamics import check_equal_settings as check_equal_settings
+from .token_dynamics import token_setting_pairs as token_setting_pairs

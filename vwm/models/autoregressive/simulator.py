@@ -18,6 +18,7 @@ from vwm.models.autoregressive.dynamics import AutoregressiveDynamics, Autoregre
 from vwm.models.autoregressive.outcomes import OutcomeHeads, sample_action_outcomes
 from vwm.models.autoregressive.sampling import TokenSampling, check_token_sampling, sample_next_frame_tokens
 from vwm.nn.actions import check_action_space
+from vwm.tokenizers.token_dynamics import check_equal_settings, token_setting_pairs
 
 
 class AutoregressiveWorldState(NamedTuple):
@@ -177,21 +178,11 @@ def check_token_parts(
     tokenizer: VideoTokenizer, dynamics: AutoregressiveDynamics, outcomes: OutcomeHeads | None
 ) -> None:
     """Raise ValueError unless the networks of a world fit each other, naming both values."""
-    pairs: list[tuple[str, object, str, object]] = [
-        ("dynamics.codebook_size", dynamics.codebook_size, "the tokenizer's codes", tokenizer.codebook_size),
-        ("dynamics.tokens_per_frame", dynamics.tokens_per_frame, "the tokenizer's", tokenizer.tokens_per_frame),
-        ("dynamics.frames_per_latent", dynamics.frames_per_latent, "the tokenizer's", tokenizer.time_compression),
-    ]
-    if levels := dynamics.config.codebook_levels:
-        codebook = tokenizer.config.codebook
-        known_levels = codebook if isinstance(codebook, list) else None
-        pairs.append(("dynamics.codebook_levels", levels, "the tokenizer's FSQ levels", known_levels))
+    pairs = token_setting_pairs(tokenizer, dynamics)
     if outcomes is not None:
         if outcomes.config.get("sees_next"):
             raise ValueError(
                 "rewards are read at the token of the action, before the next frame: set outcomes.sees_next=false"
             )
         pairs.append(("outcomes.width", outcomes.config.width, "dynamics.width", dynamics.config.width))
-    for name, value, of, other in pairs:
-        if value != other:
-            raise ValueError(f"{name}={value} but {of}: {other}. Set {name}={other}.")
+    check_equal_settings(pairs)

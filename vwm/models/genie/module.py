@@ -30,6 +30,7 @@ from vwm.nn.quantize import code_counts, perplexity
 from vwm.nn.tensor_parallel import TensorGroup, divide_blocks
 from vwm.nn.training_module import TrainingModule, known_actions
 from vwm.tokenizers.loading import load_tokenizer
+from vwm.tokenizers.token_dynamics import check_equal_settings, token_setting_pairs
 
 MIN_ACTION_NATS = 0.1
 """Continuous latent actions that carry less, on average over transitions, are reported as collapsed."""
@@ -283,15 +284,7 @@ def _check_components_match(
     outcomes: RewardTerminationHeads | None,
 ) -> None:
     """Raise ValueError where the networks do not fit each other, naming both values."""
-    pairs: list[tuple[str, object, str, object]] = [
-        ("dynamics.codebook_size", dynamics.codebook_size, "the tokenizer's codes", tokenizer.codebook_size),
-        ("dynamics.tokens_per_frame", dynamics.tokens_per_frame, "the tokenizer's", tokenizer.tokens_per_frame),
-        ("dynamics.frames_per_latent", dynamics.frames_per_latent, "the tokenizer's", tokenizer.time_compression),
-    ]
-    if levels := dynamics.config.codebook_levels:
-        codebook = tokenizer.config.codebook
-        known_levels = codebook if isinstance(codebook, list) else None
-        pairs.append(("dynamics.codebook_levels", levels, "the tokenizer's FSQ levels", known_levels))
+    pairs = token_setting_pairs(tokenizer, dynamics)
     if latent_action is not None:
         pairs.append(
             ("dynamics.num_actions", dynamics.num_actions, "latent_action's actions", latent_action.num_actions)
@@ -303,6 +296,4 @@ def _check_components_match(
                 "outcomes require true actions, and these are latent: set latent_action or outcomes to null"
             )
         pairs.append(("outcomes.width", outcomes.config.width, "dynamics.width", dynamics.config.width))
-    for name, value, of, other in pairs:
-        if value != other:
-            raise ValueError(f"{name}={value} but {of}: {other}. Set {name}={other}.")
+    check_equal_settings(pairs)
