@@ -150,11 +150,11 @@ def open_page(browser: Any, folder: Path, backend: str = "") -> Iterator[Any]:
 
 
 def pause(page: Any) -> None:
-    page.keyboard.press("p")  # plays
-    page.wait_for_selector("[data-mode='playing']")
-    page.keyboard.press("p")  # and pauses, so that a press is one step
+    """Pause, so that a press is one step, and reset."""
+    page.keyboard.press(".")  # one step, and a pause
+    page.wait_for_selector("[data-step='1']")
     page.keyboard.press("r")
-    page.wait_for_selector("[data-step='0'] >> visible=true")
+    page.wait_for_selector("[data-step='0']")
 
 
 def act(page: Any, action: int, step: int) -> None:
@@ -234,9 +234,9 @@ def test_an_uploaded_image_is_a_start_and_what_is_no_image_is_named(
         page.set_input_files("#file", tmp_path / "text.png")
         page.wait_for_selector("text=this file is not an image that the browser decodes")
         pause(page)
+        frames = int(page.get_attribute("#screen", "data-frames"))
         page.set_input_files("#file", tmp_path / "picture.png")
-        page.wait_for_selector("[data-start='upload'].on")
-        page.wait_for_selector("[data-step='0']")
+        page.wait_for_selector(f"[data-frames='{frames + 1}']")
         act(page, 1, 1)
         page.keyboard.press("z")
         page.wait_for_selector("[data-step='0']")
