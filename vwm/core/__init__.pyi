@@ -119,6 +119,8 @@ from .static_memory import Layout as Layout
 from .static_memory import StaticBuffer as StaticBuffer
 from .suggestions import suggest as suggest
 from .suggestions import suggest_sibling as suggest_sibling
+from .token_simulator import TokenSimulator as TokenSimulator
+from .token_simulator import TokenWorldState as TokenWorldState
 from .tokenizer import FrameTokenizer as FrameTokenizer
 from .tokenizer import TokenizerOutput as TokenizerOutput
 from .tokenizer import VideoTokenizer as VideoTokenizer

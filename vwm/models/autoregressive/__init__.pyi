@@ -9,7 +9,6 @@ from .module import AutoregressiveModule as AutoregressiveModule
 from .outcomes import RewardSignHeads as RewardSignHeads
 from .sampling import TokenSampling as TokenSampling
 from .simulator import AutoregressiveSimulator as AutoregressiveSimulator
-from .simulator import AutoregressiveWorldState as AutoregressiveWorldState
 from .transformer import CausalBlock as CausalBlock
 from .transformer import TokenCache as TokenCache
 from .transformer import TokenGroup as TokenGroup

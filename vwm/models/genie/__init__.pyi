@@ -13,7 +13,6 @@ from .latent_action_module import LatentActionModule as LatentActionModule
 from .module import GenieModule as GenieModule
 from .sampling import MaskGITSampling as MaskGITSampling
 from .simulator import GenieSimulator as GenieSimulator
-from .simulator import GenieState as GenieState
 from .uncached import GenieCacheComparison as GenieCacheComparison
 from .uncached import UncachedDynamics as UncachedDynamics
 from .uncached import UncachedState as UncachedState

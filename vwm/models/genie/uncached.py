@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from vwm.core.seeds import fold_in
+from vwm.core.token_simulator import TokenWorldState
 from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.sampling import sample_token_frame
-from vwm.models.genie.simulator import GenieSimulator, GenieState
+from vwm.models.genie.simulator import GenieSimulator
 
 
 class UncachedState(NamedTuple):
@@ -69,7 +70,7 @@ class GenieCacheComparison:
         self.uncached = UncachedDynamics(simulator.dynamics)
         self.whole_past = past
         self.past = self.uncached.observe(past, past.tokens[:, :0], past.actions[:, :0])
-        self._before: GenieState = self.state
+        self._before: TokenWorldState = self.state
         self._latent = self.state.latent
 
     @torch.inference_mode()
@@ -131,7 +132,7 @@ class GenieCacheComparison:
         tokenizer.decode(self.past.tokens.unflatten(-1, tokenizer.grid))
 
     @torch.inference_mode()
-    def _fill_window(self, context: Tensor) -> tuple[GenieState, UncachedState]:
+    def _fill_window(self, context: Tensor) -> tuple[TokenWorldState, UncachedState]:
         """Play from one frame on until the window is full; the state, and the tokens and actions of the steps."""
         state, _ = self.simulator.reset(context)
         tokens, actions = [], [self.actions(0)]
