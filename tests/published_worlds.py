@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vwm.core.spaces import ActionSpace
+from vwm.models.dreamer4.agent_heads import Dreamer4PolicyHead, Dreamer4RewardHead
 from vwm.models.dreamer4.network import Dreamer4Dynamics
-from vwm.models.dreamer4.reward_head import Dreamer4RewardHead
 from vwm.models.dreamer4.sampling import Dreamer4Sampling
 from vwm.models.dreamer4.simulator import Dreamer4Simulator
 from vwm.models.dreamer4.tokenizer import Dreamer4Tokenizer
@@ -69,12 +69,24 @@ def dreamer4_networks(rotary: bool) -> tuple[Dreamer4Tokenizer, Dreamer4Dynamics
     return tokenizer, dynamics, Dreamer4RewardHead(width=16, hidden=8, rewards=2, bins=5) if rotary else None
 
 
+def dreamer4_policy() -> Dreamer4PolicyHead:
+    """The cloned policy of the second generation of ``dreamer4_networks``."""
+    torch.manual_seed(8)
+    return Dreamer4PolicyHead(width=16, hidden=8, steps=3, action_inputs=16)
+
+
 def dreamer4_world(rotary: bool = False) -> Dreamer4Simulator:
     """A Dreamer 4 of 16x16 pixels and three actions."""
     actions = ActionSpace("continuous", 3, ("x", "y", "z"))
     sampling = Dreamer4Sampling(steps=4, context_noise=0.1, warm_start=0.25) if rotary else Dreamer4Sampling(steps=2)
     return Dreamer4Simulator(
-        *dreamer4_networks(rotary), actions, sampling=sampling, context_frames=2, title="noise", fps=3.0
+        *dreamer4_networks(rotary),
+        actions,
+        trained_policy=dreamer4_policy() if rotary else None,
+        sampling=sampling,
+        context_frames=2,
+        title="noise",
+        fps=3.0,
     )
 
 
@@ -102,6 +114,8 @@ def write_dreamer4(folder: Path, rotary: bool, instruction: Tensor | None = None
         (folder / "tasks.json").write_text(json.dumps({"reach": task}))
     if reward is not None:
         checkpoint["rew_head"] = {f"module.{name}": value for name, value in reward.state_dict().items()}
+        policy = dreamer4_policy().state_dict()
+        checkpoint["policy_head"] = {f"_orig_mod.{name}": value for name, value in policy.items()}
         weights = {f"_orig_mod.{name}": value for name, value in weights.items()}
     torch.save(checkpoint | {"dynamics": weights}, folder / f"dynamics{ending}.pt")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diamond_worlds import csgo_world, diamond_world
+from published_worlds import dreamer4_world
 
 from vwm.cli.watch_policy import watch_policy
 from vwm.core.seeds import seeded_uniform
@@ -38,6 +39,22 @@ def test_actions_are_drawn_from_the_policy_and_a_new_episode_forgets() -> None:
     many = time_step(frames[:1].expand(200, -1, -1, -1), [True] * 200)
     drawn = policy.act(policy.init_carry(200), many, explore=False).action.bincount(minlength=4)
     assert drawn[1] == drawn[3] == 0 and 60 < drawn[0] < 140
+
+
+def test_a_cloned_policy_of_continuous_actions_plays_in_its_world() -> None:
+    world = dreamer4_world(rotary=True)
+    policy = WorldPolicy(world, EnvSpaces(world.spec.observation, world.spec.actions))
+    frames = (seeded_uniform(torch.arange(3), 16, 16, 3) * 256).byte()
+    first = policy.act(policy.init_carry(3), time_step(frames, [True] * 3), explore=False)
+    assert first.action.shape == (3, 3) and first.action.abs().max() < 1
+    others = frames.flip(0)
+    forgotten = policy.act(policy.init_carry(3), time_step(others, [True] * 3), explore=False).action
+    again = policy.act(first.carry, time_step(others, [True, False, True]), explore=False).action
+    torch.testing.assert_close(again[[0, 2]], forgotten[[0, 2]])
+    assert not torch.allclose(again[1], forgotten[1], atol=1e-5)
+    state, shown = world.reset(frames[:, None].expand(-1, 2, -1, -1, -1), torch.arange(3))
+    chosen = policy.act(first.carry, time_step(shown, [True] * 3), explore=False).action
+    assert world.step(state, chosen)[1].frame.shape == frames.shape
 
 
 def test_the_command_writes_videos_and_names_what_does_not_fit(tmp_path: Path, capsys) -> None:

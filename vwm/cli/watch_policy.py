@@ -28,7 +28,7 @@ def watch_policy(
     """Play the policy that a world comes with, in the world or in the real environment, and write videos.
 
     Args:
-        world: a bundle, such as an imported world of DIAMOND.
+        world: a bundle, such as an imported world of DIAMOND or mmbench2.
         out: folder of the videos, one an episode.
         env: id of the real environment; by default the policy plays in the world.
         options: arguments of the environment's constructor.

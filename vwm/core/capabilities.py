@@ -174,7 +174,7 @@ class HasClonedPolicy(Protocol):
 
 @runtime_checkable
 class HasTrainedPolicy(Protocol):
-    """A simulator that comes with a policy over frames that was trained in it, where ``has_trained_policy``."""
+    """A simulator that comes with a policy over frames, trained in it or with it, where ``has_trained_policy``."""
 
     @property
     def has_trained_policy(self) -> bool:
@@ -182,11 +182,20 @@ class HasTrainedPolicy(Protocol):
         ...
 
     def init_policy(self, batch: int) -> NestedState:
-        """Return the policy's memory before the first frame of episodes."""
+        """Return the policy's memory before the first frame of episodes: zeros, False for masks."""
         ...
 
     def run_policy(self, memory: NestedState, frames: Tensor) -> tuple[NestedState, Tensor]:
-        """Return the memory after frames uint8 [b, h, w, 3], and the logits of actions there, float [b, k]."""
+        """Return the memory after frames, and what the policy chooses there.
+
+        Args:
+            memory: before the frames; zeros where an episode begins.
+            frames: uint8 [b, h, w, 3].
+
+        Returns:
+            The memory, and the logits of discrete actions, float [b, k], or the chosen continuous action, float
+            [b, size].
+        """
         ...
 
 

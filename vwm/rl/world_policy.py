@@ -13,7 +13,7 @@ from vwm.rl.agent import PolicyStep
 
 
 class WorldPolicy:
-    """Acts with the policy that was trained in a simulator, as an ``ActingPolicy``; actions are sampled.
+    """Acts with the policy that a simulator comes with, as an ``ActingPolicy``; discrete actions are sampled.
 
     Args:
         simulator: the world that has the policy.
@@ -26,13 +26,15 @@ class WorldPolicy:
     def __init__(self, simulator: Simulator, spaces: EnvSpaces) -> None:
         if not (isinstance(simulator, HasTrainedPolicy) and simulator.has_trained_policy):
             raise ValueError(f"{simulator.spec.title} comes with no policy: train one in it with vwm agent train")
+        kind, size = simulator.spec.actions.kind, simulator.spec.actions.size
         for name, given, wanted in (
             ("shows frames", spaces.observation.shape, simulator.spec.observation.shape),
-            ("takes actions", (spaces.actions.kind, spaces.actions.size), ("discrete", simulator.spec.actions.size)),
+            ("takes actions", (spaces.actions.kind, spaces.actions.size), (kind, size)),
         ):
             if given != wanted:
                 raise ValueError(f"the environment {name} {given}, the policy was trained on {wanted}")
         self.simulator = simulator
+        self.discrete = kind == "discrete"
         self.device: torch.device = simulator.device
 
     def init_carry(self, batch: int) -> NestedState:
@@ -40,9 +42,10 @@ class WorldPolicy:
         return self.simulator.init_policy(batch)
 
     def act(self, carry: NestedState, time_step: TimeStep, explore: bool) -> PolicyStep:
-        """See ``Agent.act``; the policy is stochastic whether it explores or not."""
+        """See ``Agent.act``; the policy is the same whether it explores or not."""
         empty = tree_map(torch.zeros_like, carry)
         carry = merge_states(time_step.is_first, empty, carry)
-        carry, logits = self.simulator.run_policy(carry, time_step.observation)
-        action = torch.distributions.Categorical(logits=logits.float()).sample()
-        return PolicyStep(action, carry, {})
+        carry, chosen = self.simulator.run_policy(carry, time_step.observation)
+        if self.discrete:
+            chosen = torch.distributions.Categorical(logits=chosen.float()).sample()
+        return PolicyStep(chosen, carry, {})

@@ -8,8 +8,8 @@ from torch import Tensor
 from vwm.core.components import rebuild_network
 from vwm.core.frame_window import FrameWindow
 from vwm.core.spaces import ActionSpace
+from vwm.models.dreamer4.agent_heads import Dreamer4PolicyHead, Dreamer4RewardHead
 from vwm.models.dreamer4.network import Dreamer4Dynamics, Noising
-from vwm.models.dreamer4.reward_head import Dreamer4RewardHead
 from vwm.models.dreamer4.sampling import Dreamer4Sampling, sample_shortcut
 from vwm.models.dreamer4.simulator import Dreamer4Simulator
 from vwm.models.dreamer4.tokenizer import Dreamer4Tokenizer
@@ -104,6 +104,29 @@ def test_rewards_are_the_expectation_of_the_first_distribution():
     assert world.step(state, torch.zeros(2, 3))[1].reward.unique().numel() == 2
 
 
+def test_the_cloned_policy_chooses_by_the_clean_frames_so_far_and_its_own_actions():
+    """The first action that the head predicts from the agent tokens of the last frame, until the window moves."""
+    world = dreamer4_world(rotary=True)
+    dynamics, head = world.dynamics.double(), world.trained_policy.double()
+    world.tokenizer.double()
+    frames = torch.randint(0, 256, (5, 2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    latents = world.tokenizer.encode(frames.double().div(127.5).sub(1).permute(1, 0, 4, 2, 3))
+    memory, actions = world.init_policy(2), torch.zeros(2, 1, 16, dtype=torch.float64)
+    for count in range(1, 6):
+        memory, chosen = world.run_policy(memory, frames[count - 1])
+        shown = slice(max(0, count - 4), count)  # a window of 4 frames
+        clean = Noising(*(torch.full((2, shown.stop - shown.start), value) for value in (8, 3)))
+        agents = dynamics(latents[:, shown], clean, actions[:, shown])[1][:, -1]
+        keys, values = (agents @ head.pool_kv.weight.T).split(16, dim=-1)
+        pooled = ((keys @ head.pool_query / 4).softmax(-1)[..., None] * values).sum(1)
+        expected = head.out(head.projector(pooled))[:, :3].tanh()
+        torch.testing.assert_close(chosen, expected.float(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(memory.action[:, :3], expected, rtol=0, atol=1e-10)
+        assert not memory.action[:, 3:].any()
+        actions = torch.cat((actions, torch.nn.functional.pad(expected, (0, 13))[:, None]), dim=1)
+    assert len(actions[:, 1:, 0].unique()) == 10  # every action is another one
+
+
 def test_rejects_what_does_not_fit():
     tokenizer, dynamics, head = dreamer4_networks(True)
     with pytest.raises(ValueError, match=r"the dynamics takes \[1, 4\] x 3"):
@@ -111,8 +134,14 @@ def test_rejects_what_does_not_fit():
     for actions in (ActionSpace("discrete", 3), ActionSpace("continuous", 17)):
         with pytest.raises(ValueError, match="1 to 16 continuous actions"):
             Dreamer4Simulator(tokenizer, dynamics, head, actions)
-    with pytest.raises(ValueError, match="reads agent tokens of width 8"):
+    with pytest.raises(ValueError, match="reward reads agent tokens of width 8"):
         Dreamer4Simulator(tokenizer, dynamics, Dreamer4RewardHead(width=8), ActionSpace("continuous", 3))
+    for policy, problem in (
+        (Dreamer4PolicyHead(width=8), "trained_policy reads agent tokens of width 8"),
+        (Dreamer4PolicyHead(width=16, action_inputs=4), "chooses 4 numbers, and the dynamics takes actions of 16"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            Dreamer4Simulator(tokenizer, dynamics, head, ActionSpace("continuous", 3), trained_policy=policy)
     for sampling, problem in (
         (Dreamer4Sampling(steps=3), r"must be one of \[1, 2, 4, 8\]"),
         (Dreamer4Sampling(warm_start=0.75), "at most 0.5"),

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_worlds import dreamer4_networks, write_dreamer4
+from published_worlds import dreamer4_networks, dreamer4_policy, write_dreamer4
 
 from vwm.core.weight_mapping import PretrainedWeightsError
+from vwm.models.dreamer4.agent_heads import Dreamer4PolicyHead
 from vwm.models.dreamer4.network import Dreamer4Dynamics
 from vwm.models.dreamer4.published import load_dreamer4
 from vwm.models.dreamer4.tokenizer import Dreamer4Tokenizer
@@ -39,6 +40,12 @@ def test_the_networks_have_the_published_names_and_sizes():
     assert sum(weight.numel() for weight in tokenizer.parameters()) == 21_361_488
     assert sum(weight.numel() for weight in dynamics.parameters()) - dynamics.agents.numel() == 42_642_496
     assert tuple(dynamics.signal_embed.weight.shape) == (9, 512)
+    names = {f"{part}.{kind}" for part in ("projector.fc_in", "projector.fc_out", "out") for kind in LINEAR}
+    with torch.device("meta"):
+        head = Dreamer4PolicyHead()  # the authors' defaults: 8 actions of 16 numbers, the perceptron 4 / 3 as wide
+    shapes = {name: tuple(weight.shape) for name, weight in head.state_dict().items()}
+    assert set(shapes) == names | {"pool_query", "pool_kv.weight"}
+    assert (shapes["projector.fc_in.weight"], shapes["out.weight"]) == ((1364, 512), (128, 512))
 
 
 @pytest.mark.parametrize("rotary", [False, True], ids=["dreamer4", "mmbench2"])
@@ -48,7 +55,9 @@ def test_published_files_load_to_equal_networks(rotary: bool, tmp_path: Path):
     tokenizer, dynamics, reward = dreamer4_networks(rotary)
     world = load_dreamer4(tmp_path, "reach" if rotary else "")
     simulator = world.simulator
-    for ours, theirs in ((simulator.tokenizer, tokenizer), (simulator.reward, reward)):
+    policy = dreamer4_policy() if rotary else None
+    parts = ((simulator.tokenizer, tokenizer), (simulator.reward, reward), (simulator.trained_policy, policy))
+    for ours, theirs in parts:
         assert (ours is None) == (theirs is None)
         if ours is not None:
             pairs = zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True)
@@ -58,6 +67,7 @@ def test_published_files_load_to_equal_networks(rotary: bool, tmp_path: Path):
     torch.testing.assert_close(state["agents"], expected["agents"] if rotary else torch.zeros(2, 16))
     kept = ("latents", "channels", "packing", "heads", "time_every", "registers", "agent_attention", "rotary")
     assert {name: simulator.dynamics.config[name] for name in kept} == {name: dynamics.config[name] for name in kept}
+    assert simulator.has_trained_policy == rotary
     assert simulator.dynamics.window == 25 and world.license == "mit"
     assert simulator.spec.actions.size == (3 if rotary else 16)
     assert tuple(simulator.sampling) == ((8, 0.01, 0.125) if rotary else (2, 0.0, 0.0))
@@ -85,6 +95,10 @@ def test_what_is_wrong_with_the_files_is_named(tmp_path: Path):
     assert "qkv.bias [5] instead of [48]" in message(dynamics={**weights, name: torch.zeros(5)})
     assert "not used: extra" in message(dynamics={**weights, "extra": torch.zeros(1)})
     assert "no weights of this name" in message(dynamics=None)
+    head = dict(whole["policy_head"])
+    assert "policy_head: " in message(policy_head={"out.weight": torch.zeros(1)})
+    assert "not used: extra" in message(policy_head={**head, "extra": torch.zeros(1)})
+    assert "out.weight [48, 16] instead of" in message(args={**whole["args"], "bc_act_dim": 5})
     assert "has no pool_query" in message(rew_head={"out.weight": torch.zeros(1)})
     assert "no task 'reech' (did you mean reach?)" in message("reech") or "reach" in message("reech")
     (tmp_path / "tasks.json").write_text('{"reach": {"action_dim": 3, "text_embedding": [1, 2]}}')

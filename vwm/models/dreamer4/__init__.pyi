@@ -1,3 +1,6 @@
+from .agent_heads import Dreamer4AgentHead as Dreamer4AgentHead
+from .agent_heads import Dreamer4PolicyHead as Dreamer4PolicyHead
+from .agent_heads import Dreamer4RewardHead as Dreamer4RewardHead
 from .block_causal import BlockCausalLayer as BlockCausalLayer
 from .block_causal import BlockCausalTransformer as BlockCausalTransformer
 from .block_causal import GatedPerceptron as GatedPerceptron
@@ -9,8 +12,8 @@ from .family import Dreamer4Family as Dreamer4Family
 from .network import Dreamer4Dynamics as Dreamer4Dynamics
 from .network import Noising as Noising
 from .published import Task as Task
-from .reward_head import Dreamer4RewardHead as Dreamer4RewardHead
 from .sampling import Dreamer4Sampling as Dreamer4Sampling
 from .sampling import SampledLatent as SampledLatent
 from .simulator import Dreamer4Simulator as Dreamer4Simulator
+from .simulator import PolicyMemory as PolicyMemory
 from .tokenizer import Dreamer4Tokenizer as Dreamer4Tokenizer

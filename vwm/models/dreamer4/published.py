@@ -3,7 +3,7 @@
 A checkpoint holds the weights and the arguments of its training (``args``), which state what the weights do not:
 the size of frames and the number of heads. The first generation (nicklashansen/dreamer4) has ``tokenizer_ckpt.pt`` and
 ``dynamics_ckpt.pt``, the second (nicklashansen/mmbench2-models) ``tokenizer.pt`` and ``dynamics.pt``, with heads for
-rewards and for a cloned policy; the latter is not loaded. ``tasks.json`` of the authors' code describes the tasks.
+rewards and for a cloned policy. ``tasks.json`` of the authors' code describes the tasks.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from vwm.core.weight_mapping import (
     get_weight,
     load_mapped_weights,
 )
+from vwm.models.dreamer4.agent_heads import Dreamer4PolicyHead, Dreamer4RewardHead
 from vwm.models.dreamer4.network import Dreamer4Dynamics
-from vwm.models.dreamer4.reward_head import Dreamer4RewardHead
 from vwm.models.dreamer4.sampling import Dreamer4Sampling
 from vwm.models.dreamer4.simulator import Dreamer4Simulator
 from vwm.models.dreamer4.tokenizer import Dreamer4Tokenizer
@@ -37,7 +37,9 @@ TOKENIZER_FILES = ("tokenizer.pt", "tokenizer_ckpt.pt")
 DYNAMICS_FILES = ("dynamics.pt", "dynamics_ckpt.pt")
 TASKS_FILE = "tasks.json"
 MAX_TASKS_BYTES = 2**26
-WRAPPERS = "_orig_mod|module|dynamics|dyn|rew_head|reward_head"
+WRAPPERS = "_orig_mod|module|dynamics|dyn|rew_head|reward_head|policy_head|bc_head"
+DEFAULT_ACTION_INPUTS = 16
+"""Numbers of an action in every published checkpoint, unless its arguments say otherwise."""
 FIRST_SAMPLING = Dreamer4Sampling(steps=2)
 SECOND_SAMPLING = Dreamer4Sampling(steps=8, context_noise=0.01, warm_start=0.125)
 """The authors' settings of each generation."""
@@ -69,12 +71,14 @@ def load_dreamer4(source: Path, task: str = "") -> PublishedWorld:
     chosen = read_task(source / TASKS_FILE, task) if task else None
     dynamics = load_dreamer4_dynamics(checkpoint, tokenizer, chosen, f"{file}, dynamics")
     reward = _load_reward_head(checkpoint, f"{file}, rew_head")
+    policy = _load_policy_head(checkpoint, f"{file}, policy_head")
     size = dynamics.action_inputs if chosen is None else chosen.action_dims
     simulator = Dreamer4Simulator(
         tokenizer,
         dynamics,
         reward,
         ActionSpace("continuous", size, tuple(f"action {number}" for number in range(size))),
+        trained_policy=policy,
         sampling=SECOND_SAMPLING if dynamics.rotary else FIRST_SAMPLING,
         fps=10.0,
         context_frames=1,
@@ -157,10 +161,7 @@ def _agent_tokens(weights: StateDict, arguments: dict[str, Any], width: int, tas
 def _load_reward_head(checkpoint: dict[str, Any], where: str) -> Dreamer4RewardHead | None:
     if checkpoint.get("rew_head") is None:
         return None
-    weights = as_state_dict(checkpoint["rew_head"], where, WRAPPERS)
-    if "pool_query" not in weights:
-        raise PretrainedWeightsError(f"{where}: has no pool_query: only heads that pool agent tokens by attention load")
-    width, hidden = get_weight(weights, "projector.fc_out.weight", where).shape
+    weights, width, hidden = _head_weights(checkpoint["rew_head"], where)
     centers = get_weight(weights, "centers_log", where, axes=1)
     network = Dreamer4RewardHead(
         width=width,
@@ -170,6 +171,29 @@ def _load_reward_head(checkpoint: dict[str, Any], where: str) -> Dreamer4RewardH
         limit=float(centers[-1]),
     )
     return load_mapped_weights(network, weights, lambda name: [name], where)
+
+
+def _load_policy_head(checkpoint: dict[str, Any], where: str) -> Dreamer4PolicyHead | None:
+    if checkpoint.get("policy_head") is None:
+        return None
+    weights, width, hidden = _head_weights(checkpoint["policy_head"], where)
+    action_inputs = int(_arguments(checkpoint).get("bc_act_dim", DEFAULT_ACTION_INPUTS))
+    network = Dreamer4PolicyHead(
+        width=width,
+        hidden=hidden,
+        steps=max(1, get_weight(weights, "out.weight", where).shape[0] // action_inputs),
+        action_inputs=action_inputs,
+    )
+    return load_mapped_weights(network, weights, lambda name: [name], where)
+
+
+def _head_weights(weights: Any, where: str) -> tuple[StateDict, int, int]:
+    """Return the weights of a head that reads agent tokens, its width, and that of its perceptron."""
+    weights = as_state_dict(weights, where, WRAPPERS)
+    if "pool_query" not in weights:
+        raise PretrainedWeightsError(f"{where}: has no pool_query: only heads that pool agent tokens by attention load")
+    width, hidden = get_weight(weights, "projector.fc_out.weight", where).shape
+    return weights, width, hidden
 
 
 def _transformer_sizes(weights: StateDict, arguments: dict[str, Any], prefix: str, where: str) -> dict[str, Any]:

@@ -86,6 +86,11 @@ def sample_shortcut(
     return SampledLatent(x, agents[:, 0])
 
 
+def clean_frames(network: Dreamer4Dynamics, frames: Tensor) -> Noising:
+    """Return that no frame is noisy, for frames [b, t]."""
+    return _noising(frames, network.clean_signal, network.signal_levels)
+
+
 def _noising(frames: Tensor, signal: int, steps: int) -> Noising:
     """The same noise for all frames [b, t]."""
     size, device = frames.shape, frames.device
