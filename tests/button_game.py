@@ -64,12 +64,12 @@ def learned_world(steps: int = 100) -> DiTSimulator:
     return simulator
 
 
-def record(folder: Path, length: int = 12) -> Path:
+def record(folder: Path, length: int = 12, size: int = 8) -> Path:
     """Write three episodes with random actions."""
     rng = np.random.default_rng(0)
     with ShardWriter(folder / "shard-000000.tar") as writer:
         for key in "abc":
-            frames = rng.integers(256, size=(length, 8, 8, 3), dtype=np.uint8)
+            frames = rng.integers(256, size=(length, size, size, 3), dtype=np.uint8)
             actions = rng.integers(4, size=length)
             writer.write(
                 key, Episode(frames, actions, (actions == REWARDED_ACTION).astype(np.float32), terminated=True)

@@ -62,7 +62,7 @@ class Algorithm(ABC):
 
     unit: ClassVar[str] = "decision"
     supports_runtime: ClassVar[bool] = False
-    evaluates_first: ClassVar[bool] = False
+    evaluates_first: bool = False
     evaluates_itself: ClassVar[bool] = False
     env: EnvSpec
     policy: Any

@@ -1,5 +1,7 @@
 """Contexts that imagination starts from, sampled from a recording: some frames, and the actions between them.
 
+The same draws as whole clips are what a world goes on learning from, where it is also learned from new frames.
+
 Legend: n contexts, t frames of each.
 """
 
@@ -44,6 +46,7 @@ class ContextSampler:
         horizon: a context counts as rewarded where one of the ``horizon`` actions after its last frame was rewarded.
         rewarded_fraction: fraction of the contexts that is drawn from the rewarded ones only.
         actions: whether to read the actions.
+        outcomes: whether to read rewards and terminations, for ``sample_clips``.
 
     Raises:
         ValueError: no episode is long enough, ``rewarded_fraction`` is out of range, or nothing in the recording was
@@ -51,13 +54,18 @@ class ContextSampler:
     """
 
     def __init__(
-        self, data: str, length: int, horizon: int, rewarded_fraction: float = 0.0, actions: bool = True
+        self,
+        data: str,
+        length: int,
+        horizon: int,
+        rewarded_fraction: float = 0.0,
+        actions: bool = True,
+        outcomes: bool = False,
     ) -> None:
         if not 0 <= rewarded_fraction < 1:
             raise ValueError(f"rewarded_fraction must lie from 0 to below 1, got {rewarded_fraction}")
-        self.clips = make_clip_dataset(
-            data, length, fields=("frames", "actions") if actions else ("frames",), shuffle=False
-        )
+        fields = ("frames", *(("actions",) if actions else ()), *(("rewards", "terminated") if outcomes else ()))
+        self.clips = make_clip_dataset(data, length, fields=fields, shuffle=False)
         self.rewarded_fraction = rewarded_fraction
         self.episodes = [(s, e) for s, shard in enumerate(self.clips.shards) for e in range(len(shard.episodes))]
         frames = [self.clips.shards[s].episodes[e].frames for s, e in self.episodes]
@@ -66,14 +74,18 @@ class ContextSampler:
 
     def sample(self, count: int) -> SimulatorContext:
         """Sample contexts with torch's generator: the uniform ones first, of which there is at least one."""
-        num_rewarded = min(round(self.rewarded_fraction * count), count - 1)
+        clips = self.sample_clips(count)
+        actions = None if clips.actions is None else clips.actions[:, :-1]
+        return SimulatorContext(clips.frames, actions, torch.arange(count) < count - self._num_rewarded(count))
+
+    def sample_clips(self, count: int) -> ClipBatch:
+        """Sample the clips of ``sample``, with the actions at their last frames and what those lead to."""
+        num_rewarded = self._num_rewarded(count)
         clip_indices = torch.randint(int(self.cumulative_clip_counts[-1]), (count - num_rewarded,)).numpy()
         if num_rewarded:
             chosen = torch.randint(len(self.rewarded_clips), (num_rewarded,)).numpy()
             clip_indices = np.concatenate((clip_indices, self.rewarded_clips[chosen]))
-        clips = self._read(clip_indices)
-        actions = None if clips.actions is None else clips.actions[:, :-1]
-        return SimulatorContext(clips.frames, actions, torch.arange(count) < count - num_rewarded)
+        return self._read(clip_indices)
 
     def evenly_spaced(self, max_count: int) -> Tensor:
         """Return frames of contexts evenly spaced over the recording, a fraction of them over the rewarded ones.
@@ -91,6 +103,9 @@ class ContextSampler:
             (_evenly_spaced_indices(int(self.cumulative_clip_counts[-1]), max_count - len(rewarded)), rewarded)
         )
         return self._read(clip_indices).frames
+
+    def _num_rewarded(self, count: int) -> int:
+        return min(round(self.rewarded_fraction * count), count - 1)
 
     def _read(self, clip_indices: NDArray[np.int64]) -> ClipBatch:
         return collate_clips([self.clips.read(self._address(int(index))) for index in clip_indices])

@@ -126,7 +126,7 @@ def test_the_worlds_update_is_that_of_fit():
     optimizer, schedule = module.optimizer.build(module, 0)
     for _ in range(3):
         torch.manual_seed(1)
-        logs = agent.update_part("world", batch)
+        logs = agent.update_part("world", replayed_clips(batch))
         torch.manual_seed(1)
         clips = ClipBatch(batch.observation[:, :-1], batch.action[:, :-1], batch.reward[:, 1:])
         clips.terminated = batch.is_terminal[:, 1:]
@@ -151,7 +151,7 @@ def test_an_update_changes_its_own_part_only():
     for name, frames in (("world", 4), ("policy", 2)):
         before = {key: value.clone() for key, value in agent.state_dict().items()}
         for _ in range(2):
-            agent.update_part(name, replay.sample(4, frames + 1, single_episode=True))
+            agent.update_part(name, replayed_clips(replay.sample(4, frames + 1, single_episode=True)))
         after = agent.state_dict()
         changed = {key.split(".")[1] for key in before if not torch.equal(before[key], after[key]) and "." in key}
         assert changed == {name}
@@ -178,7 +178,7 @@ def test_a_world_of_tokens_learns_with_its_tokenizer():
     for name, part in agent.parts.items():
         before = {key: value.clone() for key, value in agent.state_dict().items()}
         for _ in range(2):
-            agent.update_part(name, replay.sample(4, part.frames + 1, single_episode=True))
+            agent.update_part(name, replayed_clips(replay.sample(4, part.frames + 1, single_episode=True)))
         after = agent.state_dict()
         changed = {key for key in before if not torch.equal(before[key], after[key])} - {"part_updates"}
         in_tokenizer = {key for key in changed if ".tokenizer." in key}

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from vwm.data.clips import ClipBatch
-from vwm.models.dit.module import DiTModule
+from vwm.hub.bundle_names import find_folder
+from vwm.models.dit.module import DiTModule, load_pretrained_heads
 from vwm.models.dit.network import DiT
 from vwm.models.dit.policy_heads import PolicyRewardHeads, check_policy_matches_dit
 from vwm.models.dit.sampling import make_noisy_context
@@ -30,17 +31,20 @@ class DiTAgentModule(DiTModule):
     Args:
         dynamics: the network, with agent tokens.
         policy: heads on the agent tokens.
-        **world: see ``DiTModule``; ``pretrained`` is the trained model.
+        pretrained: the trained model; see ``DiTModule``. One that has as many agent tokens also initializes ``policy``.
+        **world: see ``DiTModule``.
 
     Raises:
         ValueError: the network has no agent tokens, or the heads do not fit it.
     """
 
-    def __init__(self, dynamics: DiT, policy: PolicyRewardHeads, **world: Any) -> None:
-        super().__init__(dynamics=dynamics, **world)
+    def __init__(self, dynamics: DiT, policy: PolicyRewardHeads, pretrained: str | None = None, **world: Any) -> None:
+        super().__init__(dynamics=dynamics, pretrained=pretrained, **world)
         if dynamics.agents is None:
             raise ValueError("dynamics.agent_tokens=0: a policy reads agent tokens, set it to 1 or more")
         check_policy_matches_dit(policy, dynamics)
+        if pretrained is not None:
+            load_pretrained_heads(policy, dynamics, find_folder(pretrained), "policy")
         self.policy = policy
         self.scales.update({name: LossNormalizer() for name in ("policy", "future_rewards")})
 

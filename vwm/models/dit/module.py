@@ -8,8 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vwm.core.components import copy_weights, load_component, load_pretrained_weights
+from vwm.core.components import (
+    COMPONENT_CONFIG_FILE,
+    copy_weights,
+    load_component,
+    load_pretrained_weights,
+    read_component_config,
+)
 from vwm.core.frames import frames_to_float, video_to_uint8
+from vwm.core.network_base import ModelMixin
 from vwm.core.seeds import world_seeds
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.clips import ClipBatch
@@ -60,7 +67,8 @@ class DiTModule(TrainingModule):
         context_frames: true frames at the start of a sample video; latents, where a latent holds several frames.
         sampling_steps: of the sample videos.
         pretrained: a bundle, or a folder with a ``dynamics``, whose weights initialize the network, and those of its
-            heads ``outcomes`` where it has some (not with agent tokens, which those heads did not read). Except for
+            heads ``outcomes`` where it has some (which read the same features only where both have as many agent
+            tokens). Except for
             agent tokens, all weights must be there, and the settings equal but ``SETTINGS_THAT_MAY_DIFFER``; over
             latents of another number of frames, the layers that read and write latents are initialized
             randomly, and a network with ``action_pooling=concatenate`` may go on from one with another pooling of
@@ -119,13 +127,14 @@ class DiTModule(TrainingModule):
         if pretrained is not None:
             folder = find_folder(pretrained)
             self._load_pretrained_dynamics(folder / "dynamics")
-            if outcomes is not None and dynamics.agents is None and (folder / "outcomes").is_dir():
-                load_pretrained_weights(outcomes, folder / "outcomes")
+            if outcomes is not None:
+                load_pretrained_heads(outcomes, dynamics, folder, "outcomes")
 
     def _load_pretrained_dynamics(self, folder: Path) -> None:
         """Initialize the dynamics; for another number of frames per latent, without input and output layers."""
-        new, settings = ["agents"], list(SETTINGS_THAT_MAY_DIFFER)
         saved = load_component(folder, type(self.dynamics))
+        same_agents = saved.config.agent_tokens == self.dynamics.config.agent_tokens
+        new, settings = [] if same_agents else ["agents"], list(SETTINGS_THAT_MAY_DIFFER)
         if saved.frames_per_latent != self.dynamics.frames_per_latent:
             new += ["embed.", "head.", "pool_actions."]
             settings += ["frames_per_latent", "channels", "action_pooling"]
@@ -290,6 +299,23 @@ class DiTModule(TrainingModule):
             return video_to_uint8(self.tokenizer.decode(clip))
         clip = continue_latents(self.dynamics, latents[:, :start], action_embedding, seeds, self.sampling)
         return video_to_uint8(self.tokenizer.decode(clip))
+
+
+def load_pretrained_heads(heads: ModelMixin, dynamics: DiT, folder: Path, name: str) -> None:
+    """Initialize heads with those of a bundle, where it has some that read what these read.
+
+    Args:
+        heads: receive the weights, in place.
+        dynamics: the network whose features they read: the mean of its agent tokens, or of all tokens without any.
+        folder: of the bundle.
+        name: of the heads in the bundle.
+
+    Raises:
+        ComponentError: the bundle's heads have other settings, or are damaged.
+    """
+    saved = folder / "dynamics" / COMPONENT_CONFIG_FILE
+    if (folder / name).is_dir() and read_component_config(saved).get("agent_tokens", 0) == dynamics.config.agent_tokens:
+        load_pretrained_weights(heads, folder / name)
 
 
 def check_reward_heads_match_dit(outcomes: RewardTerminationHeads, dynamics: DiT) -> None:

@@ -53,6 +53,8 @@ from .muzero_config import MuZeroNetworkConfig as MuZeroNetworkConfig
 from .muzero_config import MuZeroTemperatureSchedule as MuZeroTemperatureSchedule
 from .muzero_targets import MuZeroTargetConfig as MuZeroTargetConfig
 from .muzero_targets import MuZeroTargets as MuZeroTargets
+from .observed_world import ObservedWorld as ObservedWorld
+from .observed_world import WorldMemory as WorldMemory
 from .pets import PETS as PETS
 from .planet import PlaNet as PlaNet
 from .policy_objectives import AdvantageObjective as AdvantageObjective
@@ -61,6 +63,7 @@ from .policy_objectives import PolicyObjective as PolicyObjective
 from .policy_objectives import ReinforceObjective as ReinforceObjective
 from .ppo import PPO as PPO
 from .ppo import PPOPolicy as PPOPolicy
+from .recorded_share import RecordedShare as RecordedShare
 from .sac import SAC as SAC
 from .soft_actor_critic import SACConfig as SACConfig
 from .soft_actor_critic import SoftActorCritic as SoftActorCritic

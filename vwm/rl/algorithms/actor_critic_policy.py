@@ -43,8 +43,11 @@ class ActorCriticPolicy(nn.Module, ABC):
         return next(self.parameters()).device
 
     def prior(self, features: Tensor) -> ActionDistribution | None:
-        """Return the frozen policy that this one started from, or None."""
+        """Return the policy that this one is kept close to, or None: the one that it started from."""
         return None
+
+    def update_prior(self, simulator: Simulator) -> None:
+        """Take over the prior of a world that has learned since; nothing where there is none."""
 
     @abstractmethod
     def init_carry(self, batch: int) -> PolicyCarry:
@@ -114,7 +117,10 @@ class FeatureActorCriticPolicy(ActorCriticPolicy):
 
 
 class ClonedActorCriticPolicy(FeatureActorCriticPolicy):
-    """Starts as the policy cloned by a simulator's agent tokens, which also stays as the frozen prior (Dreamer 4).
+    """Starts as the policy cloned by a simulator's agent tokens, which also stays as the prior (Dreamer 4).
+
+    The prior is frozen in a world that does not change. Where a world learns on, what its features mean changes, and
+    with it the cloned policy that reads them: ``update_prior`` takes over the clone as it is now.
 
     Args:
         simulator: a simulator with a cloned policy (the component ``policy`` of its bundle).
@@ -157,6 +163,11 @@ class ClonedActorCriticPolicy(FeatureActorCriticPolicy):
         with torch.no_grad():
             outputs: ActionDistribution = self.prior_actor(features)
         return outputs
+
+    def update_prior(self, simulator: Simulator) -> None:
+        """See ``ActorCriticPolicy``."""
+        assert isinstance(simulator, HasClonedPolicy) and simulator.policy is not None
+        self.prior_actor.heads.load_state_dict(simulator.policy.state_dict())
 
 
 class AgentHeadsActor(nn.Module):

@@ -28,6 +28,7 @@ from vwm.rl.algorithms.actor_critic_policy import ActorCriticPolicy
 from vwm.rl.algorithms.encoded_env import EncodedEnvSpec
 from vwm.rl.algorithms.imagined_rollout import (
     ImaginedRollout,
+    check_prior,
     imagination_losses,
     imagine_rollout,
     mean_reward_per_step,
@@ -186,7 +187,7 @@ class ImaginationLearning(Algorithm):
                 members, self.ensemble.uncertainty_penalty, self.ensemble.uncertainty_limit, followed_member="first"
             )
         self.policy: ActorCriticPolicy = self._make_policy(self.simulator)
-        self._check_prior()
+        check_prior(self.policy, self.objective)
         self.optimizers = self._make_optimizers()
         fuse_adam_on_cuda(*self.optimizers.values())
         self.accelerate(make_capture_backend(setup.accelerate, self.policy.device))
@@ -296,16 +297,3 @@ class ImaginationLearning(Algorithm):
             "actor": torch.optim.Adam(rest, settings.lr),
             "critic": torch.optim.Adam(critic, settings.critic_lr or settings.lr),
         }
-
-    def _check_prior(self) -> None:
-        policy, objective = self.policy, self.objective
-        shape = (1, *policy.spaces.observation.shape)
-        blank = torch.zeros(shape, dtype=policy.spaces.observation.dtype, device=policy.device)
-        _, features = policy.encode_step(
-            policy.init_carry(1), blank, torch.ones(1, dtype=torch.bool, device=policy.device)
-        )
-        if objective.beta and policy.prior(features) is None:
-            raise ValueError(
-                f"{type(objective).__name__} is regularized toward a cloned policy (beta={objective.beta:g}), which a "
-                f"{type(policy).__name__} does not have: set objective.beta=0, or take a ClonedActorCriticPolicy"
-            )

@@ -1,7 +1,8 @@
 """An agent whose policy learns in a video world that is itself learned from replay: IRIS's and DIAMOND's agents.
 
 IRIS (arXiv 2209.00588) and DIAMOND (arXiv 2405.12399) differ in their world, which is a module of any video family with
-the loss that ``vwm fit`` uses. ``WorldLoop`` is the loop around it.
+the loss that ``vwm fit`` uses. ``WorldLoop`` is the loop around it. World and policy may begin as an offline training
+left them: Dreamer 4 (arXiv 2509.24527) goes on in the real environment.
 
 Legend: b batch, t time, h steps of the horizon.
 """
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +28,18 @@ from vwm.nn.training_module import TrainingModule
 from vwm.rl.agent import Agent, PolicyCarry, PolicyStep, ReplayBatch, UpdateOutput
 from vwm.rl.algorithms.actor_critic_policy import ActorCriticPolicy
 from vwm.rl.algorithms.encoded_env import reconstruct_frames
-from vwm.rl.algorithms.imagined_rollout import imagination_losses, imagine_rollout
+from vwm.rl.algorithms.imagined_rollout import (
+    check_prior,
+    imagination_losses,
+    imagine_rollout,
+    simulator_env_spaces,
+)
+from vwm.rl.algorithms.observed_world import ObservedWorld
 from vwm.rl.algorithms.policy_objectives import PolicyObjective
 from vwm.rl.exploration_noise import add_exploration_noise
 from vwm.rl.optimizer_step import check_finite
+from vwm.runs.checkpoints import mismatch_as_value_error, read_checkpoint
+from vwm.runs.run_folder import RunFolder
 from vwm.tokenizers.loading import given_tokenizer
 from vwm.worlds.context_sampler import SimulatorContext
 from vwm.worlds.families import find_family
@@ -77,13 +87,14 @@ class LoopPart:
 class ImaginationAgent(Agent):
     """See the module; the defaults of the parts are DIAMOND's for Atari.
 
-    The policy observes frames: in the environment the recorded ones, in the world the generated ones. Rollouts start
-    from replayed frames, which the policy's memory reads first.
+    The policy observes frames, in the environment the real ones, in the world the generated ones; or the world's state,
+    which takes real frames in as if it had generated them. Rollouts start from replayed frames, which the policy's
+    memory reads first.
 
     Args:
         spaces: of the environments.
         world: makes the module of the world; its loss must learn rewards and terminations, too.
-        policy: makes the policy, which observes frames.
+        policy: makes the policy.
         objective: its losses.
         tokenizer: makes the module that trains the world's tokenizer; None where the world has none to train.
         world_part, policy_part, tokenizer_part: how each of them learns.
@@ -91,6 +102,9 @@ class ImaginationAgent(Agent):
         horizon: decisions of a rollout.
         discount: of rewards, per decision.
         exploration: fraction of random actions in training.
+        observe: what the policy observes: ``"features"``, ``"latent"`` or ``"frame"``; see ``EncodedEnvSpec``.
+        pretrained_policy: a run of ``ImaginationLearning``, of whose last checkpoint the policy takes the weights, the
+            critic's too; it is also needed whenever this run is loaded. None starts as ``policy`` makes it.
 
     Raises:
         ValueError: world, policy and environment do not fit each other, or a value is out of range.
@@ -113,6 +127,8 @@ class ImaginationAgent(Agent):
         horizon: int = 15,
         discount: float = 0.985,
         exploration: float = 0.01,
+        observe: Literal["features", "latent", "frame"] = "frame",
+        pretrained_policy: Path | None = None,
     ) -> None:
         super().__init__()
         check_positive(horizon=horizon)
@@ -132,7 +148,13 @@ class ImaginationAgent(Agent):
         # In a tuple, so that its networks are not registered a second time.
         self._simulators = (self.simulator(),)
         check_world_fits(self._simulators[0], spaces)
-        self._add_part("policy", policy(self._simulators[0], spaces), policy_part)
+        self.observed = observe
+        self._memory = None if observe == OBSERVE_FRAME else ObservedWorld(self._simulators[0], observe)
+        shown = spaces if observe == OBSERVE_FRAME else simulator_env_spaces(self._simulators[0], observe)
+        self._add_part("policy", policy(self._simulators[0], shown), policy_part)
+        if pretrained_policy is not None:
+            load_imagined_policy(pretrained_policy, self.policy)
+        check_prior(self.policy, objective)
         self.objective = objective
         self.imagination_horizon = horizon
         self.discount = discount
@@ -176,18 +198,32 @@ class ImaginationAgent(Agent):
     # ------------------------------------------------------------------------------------------------------ acting
 
     def init_carry(self, batch: int) -> PolicyCarry:
-        """See ``Agent.init_carry``."""
-        return self.policy.init_carry(batch)
+        """See ``Agent.init_carry``: a ``WorldMemory``, empty where frames are observed, and the policy's memory."""
+        return () if self._memory is None else self._memory.init_memory(batch), self.policy.init_carry(batch)
 
     @torch.no_grad()
     def act(self, carry: PolicyCarry, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``."""
         self.eval()
-        shown = reconstruct_frames(self._simulators[0], time_step.observation[:, None])[:, 0]
-        step = self.policy.act(carry, time_step._replace(observation=shown), explore)
-        if not explore:
-            return step
-        return step._replace(action=add_exploration_noise(step.action, self.exploration, self.spaces.actions.size))
+        memory, policy_carry = carry
+        if self._memory is None:
+            shown = reconstruct_frames(self._simulators[0], time_step.observation[:, None])[:, 0]
+        else:
+            memory, shown = self._memory.add(memory, time_step)
+        step = self.policy.act(policy_carry, time_step._replace(observation=shown), explore)
+        action = step.action
+        if explore:
+            action = add_exploration_noise(action, self.exploration, self.spaces.actions.size)
+        return step._replace(action=action, carry=(self._remember(memory, action), step.carry))
+
+    def observe(self, carry: PolicyCarry, time_step: TimeStep, action: Tensor) -> PolicyStep:
+        """See ``Agent.observe``."""
+        step = self.act(carry, time_step, explore=True)
+        memory, policy_carry = step.carry
+        return step._replace(action=action, carry=(self._remember(memory, action), policy_carry))
+
+    def _remember(self, memory: PolicyCarry, action: Tensor) -> PolicyCarry:
+        return memory if self._memory is None else memory._replace(action=action)
 
     # ---------------------------------------------------------------------------------------------------- learning
 
@@ -200,15 +236,15 @@ class ImaginationAgent(Agent):
                 for key, value in batch._asdict().items()
                 if isinstance(value, Tensor)
             }
-            logs |= self.update_part(name, batch._replace(**fields))
+            logs |= self.update_part(name, replayed_clips(batch._replace(**fields)))
         return UpdateOutput(logs)
 
-    def update_part(self, name: str, batch: ReplayBatch) -> dict[str, float]:
+    def update_part(self, name: str, clips: ClipBatch) -> dict[str, float]:
         """Make one update of a part.
 
         Args:
             name: of the part, a key of ``parts``.
-            batch: sequences of one time step more than the part's ``frames``, each within one episode.
+            clips: of the part's ``frames``, with actions, rewards and terminations; see ``replayed_clips``.
 
         Returns:
             What to log.
@@ -217,7 +253,7 @@ class ImaginationAgent(Agent):
             FloatingPointError: a loss or a gradient is not finite; no weight was changed by it.
         """
         self.eval()
-        loss, logs = self._policy_loss(batch) if name == "policy" else self._module_loss(name, batch)
+        loss, logs = self._policy_loss(clips) if name == "policy" else self._module_loss(name, clips)
         check_finite({**logs, f"loss of the {name}": loss})
         optimizer, index = self._optimizers[name], list(self.parts).index(name)
         rate = self._optimizer_configs[name]
@@ -232,12 +268,14 @@ class ImaginationAgent(Agent):
         }
         values = check_finite({**logs, **norms})
         optimizer.step()
+        if name == "policy":
+            self.policy.actor_critic.update_target()
         self.part_updates[index] += 1
         return values
 
-    def _module_loss(self, name: str, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _module_loss(self, name: str, clips: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the tokenizer's or the world's module, as in ``vwm fit``, and what to log."""
-        module, clips = self.learners[name], replayed_clips(batch)
+        module = self.learners[name]
         assert isinstance(module, TrainingModule)
         module.train()
         if not self.part_updates[list(self.parts).index(name)]:
@@ -245,13 +283,13 @@ class ImaginationAgent(Agent):
         loss, logs = module(clips)
         return loss, {f"{name}_loss": loss.detach(), **logs}
 
-    def _policy_loss(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _policy_loss(self, clips: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the losses of actor and critic from rollouts that start at the last frames of clips."""
-        clips = replayed_clips(batch)
         assert clips.actions is not None
         uniform = torch.ones(len(clips.frames), dtype=torch.bool)
         context = SimulatorContext(clips.frames, clips.actions[:, :-1], uniform)
-        rollout = imagine_rollout(self._simulators[0], self.policy, context, self.imagination_horizon, OBSERVE_FRAME)
+        self.policy.update_prior(self._simulators[0])
+        rollout = imagine_rollout(self._simulators[0], self.policy, context, self.imagination_horizon, self.observed)
         self.policy.train()
         losses = imagination_losses(self.policy, self.objective, rollout, self.discount)
         logs = {**losses.logs, "imagined_ends": rollout.terminated.any(0).float().mean()}
@@ -292,6 +330,18 @@ def replayed_clips(batch: ReplayBatch) -> ClipBatch:
         rewards=batch.reward[:, 1:],
         terminated=batch.is_terminal[:, 1:],
     )
+
+
+def load_imagined_policy(run: Path, policy: ActorCriticPolicy) -> None:
+    """Give a policy the weights that a run of ``ImaginationLearning`` saved last.
+
+    Raises:
+        FileNotFoundError: nothing was saved there yet.
+        ValueError: the run's policy has other networks.
+    """
+    checkpoint = RunFolder(run).find_last_checkpoint()
+    with mismatch_as_value_error(checkpoint, "policy"):
+        policy.load_state_dict(read_checkpoint(checkpoint)["algorithm"]["policy"])
 
 
 def check_world_fits(simulator: Simulator, spaces: EnvSpaces) -> None:

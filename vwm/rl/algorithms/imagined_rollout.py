@@ -112,3 +112,16 @@ def simulator_env_spaces(simulator: Simulator, observe: str) -> EnvSpaces:
         return EnvSpaces(simulator.spec.observation, simulator.spec.actions.flat)
     shape = select_observation(simulator, observe, *simulator.reset(blank_context(simulator))).shape
     return EnvSpaces(ObservationSpace.of_shape(shape[1:]), simulator.spec.actions.flat)
+
+
+def check_prior(policy: ActorCriticPolicy, objective: PolicyObjective) -> None:
+    """Raise ValueError where an objective keeps the policy close to a prior that the policy does not have."""
+    space = policy.spaces.observation
+    blank = torch.zeros(1, *space.shape, dtype=space.dtype, device=policy.device)
+    first = torch.ones(1, dtype=torch.bool, device=policy.device)
+    _, features = policy.encode_step(policy.init_carry(1), blank, first)
+    if objective.beta and policy.prior(features) is None:
+        raise ValueError(
+            f"{type(objective).__name__} is regularized toward a cloned policy (beta={objective.beta:g}), which a "
+            f"{type(policy).__name__} does not have: set objective.beta=0, or take a ClonedActorCriticPolicy"
+        )

@@ -1,7 +1,8 @@
 """The joint online loop of IRIS (arXiv 2209.00588) and DIAMOND (arXiv 2405.12399): collect, learn the world, imagine.
 
 An epoch collects some decisions with the current policy, and then trains the parts one after the other: the tokenizer
-where there is one to train, the world, and the policy in the world's imagination.
+where there is one to train, the world, and the policy in the world's imagination. A loop that begins with a world and
+a policy of an offline training also learns from the recording that they were learned from.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from vwm.core.checks import check_not_negative, check_positive
+from vwm.data.clips import ClipBatch
 from vwm.envs.batched_envs import EnvSpec
 from vwm.envs.time_step import EnvSpaces
 from vwm.rl.algorithm import StepMetrics, TrainingSetup
-from vwm.rl.algorithms.imagination_agent import ImaginationAgent
+from vwm.rl.algorithms.imagination_agent import ImaginationAgent, LoopPart, replayed_clips
+from vwm.rl.algorithms.recorded_share import RecordedShare, join_clips
 from vwm.rl.online_learning import OnlineLearning, replay_batch_to_device
 
 
@@ -28,9 +31,11 @@ class WorldLoop(OnlineLearning):
         env: the environment that the agent acts in.
         agent: makes the agent.
         num_envs: copies of the environment that are stepped together.
-        prefill: decisions before the first epoch, at random.
+        prefill: random decisions before the first epoch; 0 collects those of the first epoch with the agent's policy,
+            too, which is then evaluated before the first decision.
         epoch_decisions: decisions of an epoch.
         final_epochs: how many epochs of updates follow the last decision, which collect nothing.
+        recording: what else the parts learn from; None learns from the replay only.
         replay_capacity, replay_on_disk, replay_memory, env_workers: see ``OnlineLearning``.
 
     Raises:
@@ -47,13 +52,14 @@ class WorldLoop(OnlineLearning):
         prefill: int = 5000,
         epoch_decisions: int = 100,
         final_epochs: int = 0,
+        recording: RecordedShare | None = None,
         replay_capacity: int = 1_000_000,
         replay_on_disk: bool = False,
         replay_memory: Literal["auto", "host", "device"] = "auto",
         env_workers: int | Literal["auto"] = "auto",
     ) -> None:
-        check_positive(prefill=prefill, epoch_decisions=epoch_decisions)
-        check_not_negative(final_epochs=final_epochs)
+        check_positive(epoch_decisions=epoch_decisions)
+        check_not_negative(prefill=prefill, final_epochs=final_epochs)
         super().__init__(
             env,
             agent,
@@ -66,15 +72,25 @@ class WorldLoop(OnlineLearning):
         )
         self.epoch_decisions = epoch_decisions
         self.final_epochs = final_epochs
+        self.recording = recording
+        self.evaluates_first = prefill == 0
+
+    @property
+    def first_decisions(self) -> int:
+        """Number of decisions before the first epoch."""
+        return self.prefill or self.epoch_decisions
 
     def set_up(self, setup: TrainingSetup) -> None:
         """See ``Algorithm.set_up``."""
         super().set_up(setup)
-        if self.prefill // self.num_envs < self.policy.batch_length:
+        collected = self.first_decisions // self.num_envs
+        if collected < self.policy.batch_length:
+            name = "prefill" if self.prefill else "epoch_decisions"
             raise ValueError(
-                f"prefill={self.prefill} leaves {self.prefill // self.num_envs} time steps for each of {self.num_envs} "
-                f"environments, and an update takes sequences of {self.policy.batch_length}: raise prefill"
+                f"{name}={self.first_decisions} leaves {collected} time steps for each of {self.num_envs} "
+                f"environments, and an update takes sequences of {self.policy.batch_length}: raise {name}"
             )
+        self.recorded = {} if self.recording is None else self.recording.open(self.policy)
         self.epochs = 0
         self.due: list[tuple[str, int]] = []
 
@@ -85,7 +101,7 @@ class WorldLoop(OnlineLearning):
         self._act()
         self.time_step = self.envs.end_step()
         episodes = self._ended_episodes(self.time_step)
-        if self.progress >= min(self.prefill + self.epochs * self.epoch_decisions, self.setup.steps):
+        if self.progress >= min(self.first_decisions + self.epochs * self.epoch_decisions, self.setup.steps):
             self._end_collection()
         return {"episodes": episodes}
 
@@ -113,11 +129,18 @@ class WorldLoop(OnlineLearning):
         """Make one update of the part whose turn it is; return what to log."""
         (name, count), *later = self.due
         part, began = self.policy.parts[name], time.perf_counter()
-        batch = self.replay.sample(part.batch_size, part.frames + 1, single_episode=True)
+        clips = self._draw_clips(name, part)
         with self.setup.runtime.autocast():
-            logs = self.policy.update_part(name, replay_batch_to_device(batch, self.policy.device))
+            logs = self.policy.update_part(name, clips)
         self.updates += 1
         self.due = [(name, count - 1), *later] if count > 1 else later
         if not self.due:
             self.progress += self.num_envs
         return {**logs, f"seconds_{name}": time.perf_counter() - began}
+
+    def _draw_clips(self, name: str, part: LoopPart) -> ClipBatch:
+        """Draw the clips of an update on the agent's device: from the replay, then those from the recording."""
+        recorded = 0 if self.recording is None else self.recording.count_of(part.batch_size)
+        batch = self.replay.sample(part.batch_size - recorded, part.frames + 1, single_episode=True)
+        clips = replayed_clips(replay_batch_to_device(batch, self.policy.device))
+        return join_clips(clips, self.recorded[name].sample_clips(recorded)) if recorded else clips
