@@ -87,6 +87,7 @@ def make_clip_dataset(
         frames_per_latent=frames_per_latent or encoded,
         cache=cache,
         stills=stills,
+        tasks=[task for task, data_set in enumerate(data_sets) for _ in data_set.shards],
     )
 
 

@@ -23,7 +23,7 @@ from vwm.data.shard_cache import ShardCache
 from vwm.data.shard_index import ShardIndex
 from vwm.data.shard_reading import read_array_rows, read_episode_metadata
 
-CLIP_FIELDS = ("frames", "actions", "rewards", "state", "latents", "latents_std", "terminated")
+CLIP_FIELDS = ("frames", "actions", "rewards", "state", "latents", "latents_std", "terminated", "task")
 MAX_READERS = 16
 """Clips of a batch that a process reads from a store at the same time."""
 LABELED_SALT = b"labelled"  # British spelling: another salt would select other episodes
@@ -51,6 +51,7 @@ class ClipBatch:
             frame of an episode.
         labeled: bool [b], whether the actions of a clip are known (unknown ones are 0); None if all are.
         still: bool [b], whether a clip is an image, repeated; None where episodes of one frame are no clips.
+        task: int64 [b], which of the mixed data sets each clip is from, counted from 0.
         known_parts: bool [b, p], whether each part of a clip's composite actions is known; None if all are.
     """
 
@@ -65,6 +66,7 @@ class ClipBatch:
     labeled: Tensor | None = None
     known_parts: Tensor | None = None
     still: Tensor | None = None
+    task: Tensor | None = None
 
     def pin_memory(self) -> Self:
         """Return the batch in pinned memory; torch's ``DataLoader`` calls this, and pins no dataclass by itself."""
@@ -88,6 +90,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         cache: keeps bytes of remote shards on disk; None keeps none.
         stills: repeat the frame of an episode of one frame, an image, to a clip; see ``ClipBatch.still``. The order
             must be made with it, too.
+        tasks: the field ``task`` of the clips of each shard; None for 0.
 
     Raises:
         ValueError: an unknown field; stills with other fields than frames; clips that do not consist of whole latents;
@@ -107,6 +110,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         frames_per_latent: int = 1,
         cache: ShardCache | None = None,
         stills: bool = False,
+        tasks: Sequence[int] | None = None,
     ) -> None:
         unknown = set(fields) - set(CLIP_FIELDS)
         if unknown:
@@ -134,6 +138,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.labeled_fraction = labeled_fraction
         self.cache = cache
         self.stills = stills
+        self.tasks = [0] * len(self.paths) if tasks is None else list(tasks)
         keys = (entry.key for shard in shards for entry in shard.episodes)
         self._unlabeled_actions = self._find_unlabeled_actions() if "actions" in fields else None
         parts = [entry.known_parts for shard in shards for entry in shard.episodes]
@@ -175,6 +180,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         for field in self.fields:
             if field == "frames":
                 clip[field] = read_frames(path, entry, range(address.start, stop, self.stride))
+            elif field == "task":
+                clip[field] = np.int64(self.tasks[address.shard])
             elif field.startswith("latents") and self.frames_per_latent > 1 and f"{field}.npy" in entry.members:
                 first, last = address.start // self.frames_per_latent, (stop - 1) // self.frames_per_latent
                 clip[field] = read_array_rows(path, entry, field, first, last + 1)

@@ -249,7 +249,8 @@ class VideoDataModule(L.LightningDataModule):
         batch_size: clips per batch and rank; with a global batch (``vwm fit --global_batch``), the most clips that a
             rank computes at once.
         stride: distance in frames from one frame of a clip to the next.
-        fields: the fields to read: frames, actions, rewards, state, terminated, latents.
+        fields: the fields to read: frames, actions, rewards, state, terminated, latents; ``task`` is the number of the
+            clip's data set in ``path``, from 0 on.
         workers: number of reader processes per rank.
         seed: seed of the shuffle.
         val_fraction: fraction of the episodes held out for validation, selected by a hash of their keys, so that

@@ -45,6 +45,7 @@ def export_run(
     sampling_steps: int | None = None,
     temperature: float | None = None,
     guidance: float | dict[str, float] | None = None,
+    task: int | None = None,
     float16: bool = False,
     web: bool = False,
     onnx: bool = False,
@@ -70,6 +71,7 @@ def export_run(
         temperature: sampling temperature of MaskGIT (by default 0.5) or of an MDN-RNN (by default 1).
         guidance: weight of a DiT's classifier-free guidance by the action; 1, the default, disables it. Composite
             actions may have weights by part, such as '{keys: 2}'; see ``vwm.models.dit.guidance``.
+        task: of a DiT whose agent tokens have tasks, which the world's policy, rewards and features are for.
         float16: store a simulator's weights in float16, which halves the size; they are loaded as float32.
         web: make static files of a world: the player's page, whose browser computes the world. It takes no option but
             ``runtime`` and those of the sampler.
@@ -78,7 +80,7 @@ def export_run(
         allow_packages: packages other than vwm whose code the run's config may name, and which are then imported.
     """
     check_positive(starts=starts, context=context)
-    chosen = {"steps": sampling_steps, "temperature": temperature, "guidance": guidance}
+    chosen = {"steps": sampling_steps, "temperature": temperature, "guidance": guidance, "task": task}
     sampling = {name: value for name, value in chosen.items() if value is not None}
     if web or onnx:
         return export_static_world(run, out or Path("runs/web" if web else "runs/onnx"), web, runtime, sampling)

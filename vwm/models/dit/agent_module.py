@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vwm.data.clips import ClipBatch
@@ -15,7 +16,7 @@ from vwm.hub.bundle_names import find_folder
 from vwm.models.dit.module import DiTModule, load_pretrained_heads
 from vwm.models.dit.network import DiT
 from vwm.models.dit.policy_heads import PolicyRewardHeads, check_policy_matches_dit
-from vwm.models.dit.sampling import make_noisy_context
+from vwm.models.dit.sampling import check_task, make_noisy_context
 from vwm.nn.action_pooling import check_actions_after_latents
 from vwm.nn.clip_draws import draw_normal_like
 from vwm.nn.loss_normalizer import LossNormalizer
@@ -31,6 +32,7 @@ class DiTAgentModule(DiTModule):
     Args:
         dynamics: the network, with agent tokens.
         policy: heads on the agent tokens.
+        task: of clips that do not say theirs (``data.fields`` without ``task``), and of the simulator by default.
         pretrained: the trained model; see ``DiTModule``. One that has as many agent tokens also initializes ``policy``.
         **world: see ``DiTModule``.
 
@@ -38,7 +40,9 @@ class DiTAgentModule(DiTModule):
         ValueError: the network has no agent tokens, or the heads do not fit it.
     """
 
-    def __init__(self, dynamics: DiT, policy: PolicyRewardHeads, pretrained: str | None = None, **world: Any) -> None:
+    def __init__(
+        self, dynamics: DiT, policy: PolicyRewardHeads, pretrained: str | None = None, task: int = 0, **world: Any
+    ) -> None:
         super().__init__(dynamics=dynamics, pretrained=pretrained, **world)
         if dynamics.agents is None:
             raise ValueError("dynamics.agent_tokens=0: a policy reads agent tokens, set it to 1 or more")
@@ -46,6 +50,8 @@ class DiTAgentModule(DiTModule):
         if pretrained is not None:
             load_pretrained_heads(policy, dynamics, find_folder(pretrained), "policy")
         self.policy = policy
+        self.sampling = self.sampling._replace(task=task)
+        check_task(dynamics, task)
         self.scales.update({name: LossNormalizer() for name in ("policy", "future_rewards")})
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -54,7 +60,7 @@ class DiTAgentModule(DiTModule):
         action_embedding = self._action_embedding(batch, latents)
         observed = make_noisy_context(
             self.dynamics, latents, draw_normal_like(latents), action_embedding, self.context_noise
-        )
+        )._replace(task=self._tasks(batch, latents))
         loss, logs, features = self._denoise(latents, action_embedding, observed if self.context == "clean" else None)
         if self.context == "noisy":
             features = self.dynamics(observed).features
@@ -68,6 +74,21 @@ class DiTAgentModule(DiTModule):
         losses |= {"policy": cloned.policy, "future_rewards": cloned.rewards}
         logs |= {f"{name}_loss": loss.detach() for name, loss in losses.items()}
         return self._normalized_sum(losses), logs | {"next_action_loss": cloned.next_action}
+
+    def _tasks(self, batch: ClipBatch, latents: Tensor) -> Tensor | None:
+        """Return the task of every latent, int64 [b, t]; None for a network without tasks."""
+        number = self.dynamics.config.num_tasks
+        if not number:
+            return None
+        shape = latents.shape[:2]
+        if batch.task is None:
+            return torch.full(shape, self.sampling.task, device=latents.device)
+        if self.checks_values(latents) and batch.task.max() >= number:
+            raise ValueError(
+                f"a clip has task {int(batch.task.max())}, and dynamics.num_tasks={number}: set it to the number of "
+                "data sets in data.path"
+            )
+        return batch.task[:, None].expand(shape)
 
     def networks(self) -> dict[str, nn.Module]:
         """See ``DiTModule.networks``."""

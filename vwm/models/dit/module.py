@@ -42,8 +42,9 @@ from vwm.nn.tensor_parallel import TensorGroup, divide_blocks
 from vwm.nn.training_module import TrainingModule, known_actions
 from vwm.tokenizers.loading import load_tokenizer
 
-SETTINGS_THAT_MAY_DIFFER = ("agent_tokens", "window", "sink_frames", "memory_frames", "memory_every")
-"""Settings in which a network may differ from the pretrained one: agent tokens are new, the others have no weights."""
+SETTINGS_THAT_MAY_DIFFER = ("agent_tokens", "num_tasks", "window", "sink_frames", "memory_frames", "memory_every")
+"""Settings in which a network may differ from the pretrained one: agent tokens and tasks are new, the others have no
+weights."""
 
 
 class DiTModule(TrainingModule):
@@ -68,11 +69,11 @@ class DiTModule(TrainingModule):
         sampling_steps: of the sample videos.
         pretrained: a bundle, or a folder with a ``dynamics``, whose weights initialize the network, and those of its
             heads ``outcomes`` where it has some (which read the same features only where both have as many agent
-            tokens). Except for
-            agent tokens, all weights must be there, and the settings equal but ``SETTINGS_THAT_MAY_DIFFER``; over
-            latents of another number of frames, the layers that read and write latents are initialized
-            randomly, and a network with ``action_pooling=concatenate`` may go on from one with another pooling of
-            the actions of a latent, without a change at first. None initializes all of them randomly.
+            tokens). Except for agent tokens and tasks, all weights must be there, and the settings equal but
+            ``SETTINGS_THAT_MAY_DIFFER``; over latents of another number of frames, the layers that read and write
+            latents are initialized randomly, and a network with ``action_pooling=concatenate`` may go on from one with
+            another pooling of the actions of a latent, without a change at first. None initializes all of them
+            randomly.
     """
 
     reads_frames = False
@@ -133,8 +134,12 @@ class DiTModule(TrainingModule):
     def _load_pretrained_dynamics(self, folder: Path) -> None:
         """Initialize the dynamics; for another number of frames per latent, without input and output layers."""
         saved = load_component(folder, type(self.dynamics))
-        same_agents = saved.config.agent_tokens == self.dynamics.config.agent_tokens
-        new, settings = [] if same_agents else ["agents"], list(SETTINGS_THAT_MAY_DIFFER)
+        new = [
+            weight
+            for weight, setting in (("agents", "agent_tokens"), ("tasks", "num_tasks"))
+            if saved.config[setting] != self.dynamics.config[setting]
+        ]
+        settings = list(SETTINGS_THAT_MAY_DIFFER)
         if saved.frames_per_latent != self.dynamics.frames_per_latent:
             new += ["embed.", "head.", "pool_actions."]
             settings += ["frames_per_latent", "channels", "action_pooling"]

@@ -8,7 +8,8 @@ sampling step processes only the tokens of the new frame. This is exact, not an 
 
 Agent tokens (Dreamer 4, section 3.3) are additional tokens of a frame: they attend to all tokens of their frame and, in
 time, to past agent tokens, and no other token attends to them. The task of an agent therefore cannot influence the
-predicted dynamics, and adding agent tokens to a trained network does not change its predictions.
+predicted dynamics, and adding agent tokens to a trained network does not change its predictions. Where there
+are several tasks, an embedding of the task is added to the agent tokens, so that what reads them depends on it.
 
 Where a latent holds k video frames, "frame" below means latent frame, and the k actions that lead from the last video
 frame of one latent to that of the next are pooled into one condition.
@@ -47,12 +48,15 @@ class NoisyFrames(NamedTuple):
         step_index: int64 [b, t], i for a sampling step of size 2**-i; None for networks without step sizes.
         action_embedding: float [b, t, d], embeddings of the actions that led to the frames; see
             ``DiT.embed_previous_actions``.
+        task: int64 [b, t], which the agent tokens get; None where there are no tasks, or what reads the agent tokens is
+            not used.
     """
 
     latents: Tensor
     signal: Tensor
     step_index: Tensor | None
     action_embedding: Tensor
+    task: Tensor | None = None
 
 
 def select_clips(noisy: NoisyFrames, clips: slice | Tensor) -> NoisyFrames:
@@ -62,6 +66,7 @@ def select_clips(noisy: NoisyFrames, clips: slice | Tensor) -> NoisyFrames:
         signal=noisy.signal[clips],
         step_index=None if noisy.step_index is None else noisy.step_index[clips],
         action_embedding=noisy.action_embedding[clips],
+        task=None if noisy.task is None else noisy.task[clips],
     )
 
 
@@ -72,6 +77,7 @@ def select_own_frames(noisy: NoisyFrames, division: DividedFrames | None) -> Noi
         signal=own_frames(noisy.signal, division),
         step_index=None if noisy.step_index is None else own_frames(noisy.step_index, division),
         action_embedding=own_frames(noisy.action_embedding, division),
+        task=None if noisy.task is None else own_frames(noisy.task, division),
     )
 
 
@@ -111,6 +117,7 @@ class DiT(ModelMixin, ConfigMixin):
         kv_heads, attention, time_every, causal, mlp, soft_cap: see ``VideoTransformer``.
         registers: number of additional tokens per frame that carry no input (arXiv 2309.16588).
         agent_tokens: number of agent tokens per frame.
+        num_tasks: number of tasks whose embeddings the agent tokens get; 0 without any. The embeddings are 0 at first.
         frames_per_latent: k, the tokenizer's ``time_compression``. The first latent holds one video frame, later ones
             k, so that latent i holds the video frames k (i-1) + 1 to k i, to which the actions k (i-1) to k i - 1 lead.
         action_pooling: how the k actions of a latent become one condition, see ``ActionPooling``; without effect for
@@ -121,8 +128,8 @@ class DiT(ModelMixin, ConfigMixin):
         memory_every: see ``memory_frames``.
 
     Raises:
-        ValueError: a value out of range, an unknown ``prediction``, an odd ``width``, or agent tokens without causal
-            factored attention.
+        ValueError: a value out of range, an unknown ``prediction``, an odd ``width``, agent tokens without causal
+            factored attention, or tasks without agent tokens.
 
     Attributes:
         context_group: the processes over which ``forward`` divides the frames of clips; None computes all frames here.
@@ -158,9 +165,12 @@ class DiT(ModelMixin, ConfigMixin):
         sink_frames: int = 0,
         memory_frames: int = 0,
         memory_every: int = 4,
+        num_tasks: int = 0,
     ) -> None:
         super().__init__()
         check_positive(frames_per_latent=frames_per_latent)
+        if num_tasks and not agent_tokens:
+            raise ValueError(f"num_tasks={num_tasks} are embedded in agent tokens: set agent_tokens to 1 or more")
         _check_settings(prediction, width, agent_tokens, factored=attention == "factored", causal=causal)
         self.grid = (int(grid[0]), int(grid[1]))
         self.channels = channels
@@ -200,6 +210,7 @@ class DiT(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.agents = nn.Parameter(torch.empty(agent_tokens, width).normal_(std=0.02)) if agent_tokens else None
+        self.tasks = nn.Parameter(torch.zeros(num_tasks, width)) if num_tasks else None
 
     def embed_previous_actions(
         self, actions: Tensor | None, batch: int, frames: int, known: Tensor | None = None
@@ -301,7 +312,10 @@ class DiT(ModelMixin, ConfigMixin):
         x = torch.cat((registers, x), dim=2) + self.places.to(x.dtype)
         if self.agents is None:
             return x
-        return torch.cat((x, self.agents.to(x.dtype).expand(*x.shape[:2], -1, -1)), dim=2)
+        agents = self.agents.to(x.dtype).expand(*x.shape[:2], -1, -1)
+        if self.tasks is not None and noisy.task is not None:
+            agents = agents + self.tasks.to(x.dtype)[noisy.task][:, :, None]
+        return torch.cat((x, agents), dim=2)
 
     def _condition(self, noisy: NoisyFrames) -> Tensor:
         """[b, t, d]: signal level, action and step size of each frame."""

@@ -34,24 +34,34 @@ class DiffusionSampling(NamedTuple):
         guidance: weight of classifier-free guidance by the action, or weights by part of composite actions; 1 disables
             it, and other values cost more passes per step. See ``vwm.models.dit.guidance``.
         shift: see ``vwm.models.dit.noise_schedule.sampling_signal_levels``.
+        task: which the agent tokens get, where the network has tasks; the frames do not depend on it.
     """
 
     steps: int = 4
     context_noise: float = 0.1
     guidance: Guidance = 1.0
     shift: float = 1.0
+    task: int = 0
 
 
 def check_diffusion_sampling(dynamics: DiT, sampling: DiffusionSampling) -> None:
     """Raise ValueError if the settings do not fit the network."""
     if sampling.steps < 1 or not 0 <= sampling.context_noise < 1:
         raise ValueError(f"steps must be 1 or more and context_noise in [0, 1), got {sampling}")
+    check_task(dynamics, sampling.task)
     if dynamics.num_step_sizes:
         allowed = [2**i for i in range(dynamics.num_step_sizes)]
         if sampling.steps not in allowed:
             raise ValueError(f"steps={sampling.steps} must be one of {allowed}, the step sizes of this network")
         if sampling.shift != 1:
             raise ValueError(f"shift={sampling.shift} must be 1, because a shortcut model takes equal steps")
+
+
+def check_task(dynamics: DiT, task: int) -> None:
+    """Raise ValueError for a task that a network does not have; one without tasks has task 0 only."""
+    tasks = dynamics.config.num_tasks
+    if task not in range(max(tasks, 1)):
+        raise ValueError(f"task={task} must be one of the {tasks} that the network has (dynamics.num_tasks), from 0 on")
 
 
 def observe_latents(
@@ -61,6 +71,7 @@ def observe_latents(
     action_embedding: Tensor,
     seed: Tensor,
     context_noise: float,
+    task: int = 0,
 ) -> tuple[TransformerState, Tensor]:
     """Add clean frames, with context noise, to the state.
 
@@ -70,7 +81,7 @@ def observe_latents(
         latents: [b, t, h, w, c].
         action_embedding: [b, t, d], of the actions that led to the frames.
         seed: int64 [b], seeds of the noise, which also depends on the position of the frame.
-        context_noise: see ``DiffusionSampling``.
+        context_noise, task: see ``DiffusionSampling``.
 
     Returns:
         The state after the frames, and the features of the last one [b, d].
@@ -79,7 +90,8 @@ def observe_latents(
     positions = state.position[:, None] + torch.arange(frames, device=latents.device)
     frame_seeds = fold_in(seed[:, None], positions).flatten()
     noise = seeded_normal(frame_seeds, *latents.shape[2:]).to(latents.dtype).unflatten(0, (-1, frames))
-    state, out = dynamics.step(state, make_noisy_context(dynamics, latents, noise, action_embedding, context_noise))
+    context = make_noisy_context(dynamics, latents, noise, action_embedding, context_noise)
+    state, out = dynamics.step(state, context._replace(task=torch.full_like(positions, task)))
     return state, out.features[:, -1]
 
 

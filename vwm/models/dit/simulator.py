@@ -222,6 +222,7 @@ class DiTSimulator(VideoSimulator):
             action_embedding,
             fold_in(seed, CONTEXT_SEED_STREAM),
             self.sampling.context_noise,
+            self.sampling.task,
         )
 
     def _action_embedding(self, action: Tensor) -> Tensor:
