@@ -13,15 +13,20 @@ import numpy as np
 import pytest
 import torch
 
+from vwm.core.command_output import format_size
+from vwm.core.components import save_component
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clips import ClipBatch, ClipDataset
 from vwm.data.converting import convert_dataset
 from vwm.data.datamodule import ClipLoader
 from vwm.data.frame_reading import read_episode_frames
 from vwm.data.importing import import_dataset
+from vwm.data.inspection import inspect_dataset
 from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.data.shard_reading import read_array, read_episode_metadata
 from vwm.data.video import decode_frames
+from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
+from vwm.tokenizers.shard_encoding import encode_shards
 
 pytest.importorskip("pyarrow", reason="LeRobot's tables require pyarrow")
 
@@ -134,6 +139,32 @@ def test_mixtures_join_shards_and_data_in_place_and_conversions_read_it(imported
     convert_dataset("webdataset", Path(address(SETS / "lerobot_v2")), tmp_path / "a", workers=0)
     convert_dataset("webdataset", imported / "lerobot_v2", tmp_path / "b", workers=0)
     assert (tmp_path / "a/000000.tar").read_bytes() == (tmp_path / "b/000000.tar").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["lerobot_v2", "lerobot_v3"])
+def test_inspect_counts_the_files_of_the_source_once(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of both episodes, without the other camera; version 3 has one table and one video for both."""
+    inspect_dataset(f"lerobot:{SETS / name}?cameras=front")
+    tables, videos = ([*(SETS / name).rglob(place)] for place in ("data/**/*.parquet", "videos/**/*.mp4"))
+    videos = [video for video in videos if "front" in str(video)]
+    assert len(tables) == len(videos) == (2 if name == "lerobot_v2" else 1)
+    sizes = [sum(file.stat().st_size for file in files) for files in (tables, videos)]
+    total, table, video = map(format_size, (sum(sizes), *sizes))
+    assert f"shards         1, {total} (parquet {table}, mp4 {video}), read in place\n" in capsys.readouterr().out
+
+
+def test_latents_of_data_in_place_are_those_of_the_import(imported: Path, tmp_path: Path) -> None:
+    save_component(PixelTokenizer((16, 32), 4), tmp_path / "tokenizer")
+    for name, data in (("here", address(SETS / "lerobot_v3")), ("shards", str(imported / "lerobot_v3"))):
+        encode_shards(data, tmp_path / "tokenizer", tmp_path / name, device="cpu")
+    fields = (*FIELDS, "latents")
+    clips = [make_clip_dataset(str(tmp_path / name), 4, fields=fields, seed=3) for name in ("here", "shards")]
+    assert_same(*([data_set[0, i] for i in range(len(data_set.order))] for data_set in clips))
+    ((shard, entry), (other, expected)) = (
+        (path, load_shard_index(path).episodes[1])
+        for path in (list_shards(tmp_path / name)[0] for name in ("here", "shards"))
+    )
+    assert read_episode_metadata(shard, entry) == read_episode_metadata(other, expected)
 
 
 def test_a_folder_of_one_camera_needs_no_address(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vwm.data.frame_reading import read_episode_frames
 from vwm.data.one_thread import one_thread
 from vwm.data.shard_index import EpisodeIndexEntry
-from vwm.data.shard_reading import read_bytes
+from vwm.data.shard_reading import read_sample
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,8 @@ def forget_clip_models() -> None:
 
 
 def extend_sample(shard: str, entry: EpisodeIndexEntry, functions: Sequence[ClipFunction]) -> dict[str, Any]:
-    """Return the sample of a clip with what models add to it; all else is copied byte for byte."""
-    members = {extension: read_bytes(shard, *place) for extension, place in entry.members.items()}
-    sample: dict[str, Any] = {"__key__": entry.key} | members
+    """Return the sample of a clip with what models add to it; all else that a shard stores is copied byte for byte."""
+    sample: dict[str, Any] = {"__key__": entry.key} | read_sample(shard, entry)
     if functions:
         frames = read_episode_frames(shard, entry)
         for function in functions:

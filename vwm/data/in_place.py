@@ -13,7 +13,8 @@ import hashlib
 import importlib
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -129,6 +130,22 @@ def read_in_place_metadata(shard: str, entry: EpisodeIndexEntry) -> dict[str, An
     return dict(data_set.read_values(data_set.find_name(entry.key))[1])
 
 
+def count_source_bytes(shards: Iterable[str]) -> Counter[str]:
+    """Return the bytes of the files that shards of data sets in place are read from, by the ends of their names.
+
+    A file counts once, however many episodes it holds.
+    """
+    files: set[Path] = set()
+    for shard in shards:
+        data_set, number = _open_shard(shard)
+        for name in data_set.names_of(number):
+            files.update(data_set.source.files_of(name, data_set.cameras))
+    sizes: Counter[str] = Counter()
+    for file in files:
+        sizes[file.suffix[1:]] += file.stat().st_size if file.is_file() else 0
+    return sizes
+
+
 class _InPlaceDataSet:
     """A data set that is read in place.
 
@@ -159,17 +176,19 @@ class _InPlaceDataSet:
         shard, number, _ = map(int, key.split("-"))
         return self.names[shard * EPISODES_PER_SHARD + number]
 
+    def names_of(self, shard: int) -> list[str]:
+        """Return the names of the episodes of a shard."""
+        return self.names[shard * EPISODES_PER_SHARD :][:EPISODES_PER_SHARD]
+
     def make_index(self, shard: int) -> ShardIndex:
         """Return the index of a shard."""
-        first = shard * EPISODES_PER_SHARD
-        names = self.names[first : first + EPISODES_PER_SHARD]
         values, meta = self.read_values(self.names[0])
         actions = values.get("actions")
         known = () if actions is None else known_action_parts(meta, actions.shape)
         members = {f"{field}.npy": (0, 0) for field in ("frames", *values)}
         digest = hashlib.blake2b(repr((self.address._replace(folder=""), self.cameras)).encode(), digest_size=16)
         entries = []
-        for number, name in enumerate(names):
+        for number, name in enumerate(self.names_of(shard)):
             summary = self.episodes[name]
             digest.update(f"{name}\0{summary.length}\0{summary.fingerprint}\0".encode())
             entries.append(

@@ -25,7 +25,7 @@ from vwm.core.command_output import (
 )
 from vwm.data.composite_statistics import CompositeActionStatistics
 from vwm.data.frame_reading import read_frames
-from vwm.data.in_place import short_data_name
+from vwm.data.in_place import count_source_bytes, is_in_place, short_data_name
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards, load_shard_indices
 from vwm.data.shard_reading import read_array, read_episode_metadata
 
@@ -44,7 +44,7 @@ class DatasetStatistics:
     Attributes:
         hours: duration of the episodes whose frame rate is known.
         sizes, fps, sources: number of episodes of each frame size, frame rate and source.
-        bytes: size of the members by extension, in bytes.
+        bytes: size of the members by extension, in bytes; of data in place, that of its files.
         lengths: number of frames of each episode.
         action_kinds: number of episodes with discrete, continuous, composite and no actions.
         discrete_action_counts: number of time steps of each discrete action.
@@ -90,6 +90,8 @@ def inspect_dataset(data: str, sheet: Path | None = None) -> None:
     statistics = DatasetStatistics()
     for shard, index in zip(progress_bar(shards, unit="shard", desc="inspect"), indices, strict=True):
         _count_shard(statistics, shard, index)
+    if is_in_place(shards[0]):
+        statistics.bytes = count_source_bytes(shards)
     for line in format_dataset_statistics(statistics, shards, indices):
         print(line)
     if sheet is not None:
@@ -157,7 +159,8 @@ def format_dataset_statistics(
     size = sum(statistics.bytes.values())
     parts = ", ".join(f"{e} {format_size(n)}" for e, n in statistics.bytes.most_common())
     lengths = np.array(statistics.lengths or [0])
-    yield f"shards         {len(shards)}, {format_size(size)} ({parts})"
+    place = ", read in place" if is_in_place(shards[0]) else ""
+    yield f"shards         {len(shards)}, {format_size(size)} ({parts}){place}"
     yield f"content hash   {dataset_content_hash(indices)}"
     yield f"source         {_format_counter(statistics.sources)}"
     low, high, median = lengths.min(), lengths.max(), np.median(lengths)

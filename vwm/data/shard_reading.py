@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -60,6 +61,14 @@ def _open_shard(path: str, inode: int, time: int) -> _OpenShard:
 def read_member(path: str, entry: EpisodeIndexEntry, extension: str) -> bytes:
     """Read a whole member of an episode."""
     return read_bytes(path, *entry.members[extension])
+
+
+def read_sample(path: str, entry: EpisodeIndexEntry) -> dict[str, Any]:
+    """Return the members of an episode as a sample for a shard: as they are stored, or of data in place, as arrays."""
+    if not is_in_place(path):
+        return {extension: read_member(path, entry, extension) for extension in entry.members}
+    arrays = {extension: read_array(path, entry, extension.removesuffix(".npy")) for extension in entry.members}
+    return {**arrays, "json": json.dumps(read_in_place_metadata(path, entry)).encode()}
 
 
 def read_array(path: str, entry: EpisodeIndexEntry, field: str) -> NDArray[Any]:

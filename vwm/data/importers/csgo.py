@@ -87,6 +87,10 @@ class CsgoSource(SeekableSource):
             meta={"action_parts": [part.to_json() for part in csgo_action_space().parts]},
         )
 
+    def files_of(self, name: str, cameras: Sequence[str]) -> list[Path]:
+        """See ``SeekableSource``."""
+        return [self.root / name]
+
     def read_frames(self, name: str, camera: str, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
         """See ``SeekableSource``."""
         with _open_file(self.root / name) as file:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,18 +47,18 @@ class ImagesSource(EpisodeSource):
     cameras = ("frames",)
 
     def __init__(self, path: Path) -> None:
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        visible = [p for p in files if not any(part.startswith(".") for part in p.relative_to(path.parent).parts)]
         self.paths: dict[str, Path] = {}
-        animated: dict[tuple[Path, str], bool] = {}
-        for file in visible:
-            extension = file.suffix[1:].lower()
-            if extension in ANIMATION_EXTENSIONS and (file.parent, extension) not in animated:
-                animated[file.parent, extension] = extension not in PICTURE_EXTENSIONS or _is_animated(file)
-            if animated.get((file.parent, extension)):
-                self.paths[self._name(path, file)] = file
-            elif extension in PICTURE_EXTENSIONS and path.is_dir():
-                self.paths[self._name(path, file.parent)] = file.parent
+        for folder, names in _visible_files(path):
+            animated: dict[str, bool] = {}
+            for name in sorted(names):
+                file = folder / name
+                extension = file.suffix[1:].lower()
+                if extension in ANIMATION_EXTENSIONS and extension not in animated:
+                    animated[extension] = extension not in PICTURE_EXTENSIONS or _is_animated(file)
+                if animated.get(extension):
+                    self.paths[self._name(path, file)] = file
+                elif extension in PICTURE_EXTENSIONS and path.is_dir():
+                    self.paths[self._name(path, folder)] = folder
         if not self.paths:
             raise ValueError(f"{path}: has no folder of pictures and no animated GIF, WebP or PNG file")
 
@@ -73,6 +74,16 @@ class ImagesSource(EpisodeSource):
     @staticmethod
     def _name(root: Path, path: Path) -> str:
         return root.name if path == root else path.relative_to(root).as_posix()
+
+
+def _visible_files(path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield folders and the names of the files in them, or the one file, without asking for the kind of each file."""
+    if not path.is_dir():
+        yield path.parent, [path.name]
+        return
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield Path(folder), [name for name in names if not name.startswith(".")]
 
 
 def _read_folder(folder: Path) -> SourceEpisode:
@@ -122,9 +133,10 @@ def _pictures_of(folder: Path) -> list[Path]:
         ValueError: they are of several kinds, as where each is stored twice.
     """
     kinds: dict[str, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
+    _, names = next(_visible_files(folder))
+    for file in (folder / name for name in sorted(names)):
         extension = file.suffix[1:].lower().replace("jpeg", "jpg")
-        if extension in PICTURE_EXTENSIONS and file.is_file() and not file.name.startswith("."):
+        if extension in PICTURE_EXTENSIONS:
             kinds.setdefault(extension, []).append(file)
     for extension in set(kinds) & set(ANIMATION_EXTENSIONS):
         if _is_animated(kinds[extension][0]):

@@ -102,6 +102,12 @@ class LeRobotSource(SeekableSource):
             for name, entry in self._entries.items()
         }
 
+    def files_of(self, name: str, cameras: Sequence[str]) -> list[Path]:
+        """See ``SeekableSource``: without pictures outside of the table."""
+        entry = self._entries[name]
+        videos = [entry.videos[camera][0] for camera in cameras if camera in entry.videos]
+        return [self.folder / file for file in (entry.table, *videos)]
+
     def read_frames(self, name: str, camera: str, indices: Sequence[int]) -> Iterable[NDArray[np.uint8]]:
         """See ``SeekableSource``."""
         entry = self._entries[name]

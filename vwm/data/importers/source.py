@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,10 @@ class SeekableSource(EpisodeSource):
     @abstractmethod
     def summarize(self) -> dict[str, EpisodeSummary]:
         """Return what is known of every episode by its name, in the order of ``episode_names``."""
+
+    @abstractmethod
+    def files_of(self, name: str, cameras: Sequence[str]) -> list[Path]:
+        """Return the files that hold an episode, as these cameras show it; others may lie in them, too."""
 
     @abstractmethod
     def read_frames(self, name: str, camera: str, indices: Sequence[int]) -> Iterable[NDArray[np.uint8]]:
