@@ -13,7 +13,7 @@ from vwm.models.dit.network import DiT
 from vwm.models.vjepa.masked_prediction import ContextLossConfig
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
 from vwm.models.vjepa.masking import MultiBlockMaskSampler
-from vwm.models.vjepa.module import check_vjepa_networks
+from vwm.models.vjepa.network_checks import check_vjepa_networks
 from vwm.models.vjepa.official_weights import ENCODER_HEADS_BY_WIDTH, VJEPA21_FEATURE_LAYERS
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.runs.config_files import load_config

@@ -75,6 +75,52 @@ DENSE = {
 """Networks of V-JEPA 2.1."""
 
 
+def test_one_mask_token_may_stand_for_the_hidden_tokens_of_all_masks():
+    """As in the published V-JEPA 2, which trains the first of its tokens."""
+    own, shared = make_module(), make_module(mask_token=0)
+    clips = own.sample_masks(make_batch())
+    assert not torch.isclose(own(clips)[0], shared(clips)[0])
+    with torch.no_grad():
+        own.predictor.mask_embed[1] = own.predictor.mask_embed[0]
+    loss = shared(clips)[0]
+    torch.testing.assert_close(own(clips)[0], loss, rtol=0, atol=0)
+    loss.backward()
+    assert shared.predictor.mask_embed.grad[0].any() and not shared.predictor.mask_embed.grad[1].any()
+    with pytest.raises(ValueError, match=r"mask_token=2 must be 0\.\.1, or null"):
+        make_module(mask_token=2)
+
+
+def test_a_student_predicts_the_last_layer_of_a_frozen_teacher(tmp_path):
+    torch.manual_seed(3)
+    teacher = randomize(VideoEncoder(width=32, **SIZES, feature_layers=[0], pixel_mean=(0.4, 0.4, 0.4)))
+    save_component(teacher, tmp_path / "encoder")
+    networks = {"encoder": DENSE["encoder"], "predictor": DENSE["predictor"] | {"num_feature_layers": 1}}
+    networks["predictor"]["output_width"] = 32
+    settings = {"context_loss": ContextLossConfig(warmup_start=0, warmup_end=0), "teacher": str(tmp_path)}
+    model = make_module(networks=networks, **settings)
+    clips = model.sample_masks(make_batch())
+    video = frames_to_float(clips.frames)
+    targets, errors = torch.nn.functional.layer_norm(teacher(video), (32,)), []
+    for token, (seen, (masked,)) in enumerate(clips.masks):
+        predicted, _ = model.predictor.predict_all(model.encoder(video, seen), seen, masked, token, 4)
+        errors.append((predicted - gather_tokens(targets, masked)).abs().mean())
+    loss, logs = model(clips)
+    torch.testing.assert_close(logs["prediction_loss"], (errors[0] + errors[1]) / 2)
+    loss.backward()
+    assert not model.teacher.training and all(p.grad is None for p in model.teacher.parameters())
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert not any(name.startswith(("teacher", "target_encoder", "encoder.feature_norms")) for name in trained)
+    assert set(model.networks()) == {"encoder", "predictor", "target_encoder"}  # not the teacher
+    assert "teacher's: lower the learning rate" in model.collapse_advice()
+    networks["predictor"]["output_width"] = None
+    with pytest.raises(ValueError, match=r"teacher\.width=32: set predictor\.output_width to 32"):
+        make_module(networks=networks, **settings)
+    networks["predictor"]["output_width"] = 32
+    save_component(VideoEncoder(width=32, **SIZES | {"patch_size": 8}), tmp_path / "coarse")
+    with pytest.raises(ValueError, match=r"teacher\.patch_size=8 but encoder\.patch_size=4: set them equal"):
+        make_module(networks=networks, **settings | {"teacher": str(tmp_path / "coarse")})
+
+
 @pytest.mark.parametrize("frames", [4, 1])
 def test_the_dense_loss_adds_visible_tokens_by_their_distance_and_layers_by_their_own_norms(frames):
     model = make_module(

@@ -168,10 +168,12 @@ def test_position_tables_of_the_first_v_jepa_are_checked_and_discarded(uniform, 
 
 
 @torch.no_grad()
-def test_v_jepa_2_1_is_recognized_by_its_keys(tmp_path):
+@pytest.mark.parametrize("levels", [4, 1], ids=["pretrained", "distilled"])
+def test_v_jepa_2_1_is_recognized_by_its_keys(levels, tmp_path):
+    """The published ViT-B and ViT-L predict the last layer of a teacher of another width."""
     shared = {"rope_reference_grid": (32, 32), "modality_embeddings": True}
     encoder = small_encoder(**shared, depth=12, feature_layers=[2, 5, 8])
-    predictor = small_predictor(**shared, num_feature_layers=4, output_width=20, predict_context=True)
+    predictor = small_predictor(**shared, num_feature_layers=levels, output_width=20, predict_context=True)
     norms = {
         f"feature_norms.{level}.": f"norms_block.{number}." for number, level in enumerate(VJEPA21_FEATURE_LAYERS[12])
     }
@@ -191,13 +193,13 @@ def test_v_jepa_2_1_is_recognized_by_its_keys(tmp_path):
     for frames in (1, 8):
         video = random(2, frames, 3, 16, 24).tanh()
         pixels = ((video + 1) / 2 - MEAN) / STD
-        levels = [*VJEPA21_FEATURE_LAYERS[12], -1]
+        layers = [*VJEPA21_FEATURE_LAYERS[12], -1]
         for output, expected in zip(
-            loaded.encoder.layer_features(video, levels), encoder.layer_features(pixels, levels), strict=True
+            loaded.encoder.layer_features(video, layers), encoder.layer_features(pixels, layers), strict=True
         ):
             torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
     keep, targets = tokens(2, 24, 7, 5)
-    context = random(2, 7, 4 * 48)
+    context = random(2, 7, levels * 48)
     for output, expected in zip(
         loaded.predictor.predict_all(context, keep, targets), predictor.predict_all(context, keep, targets), strict=True
     ):

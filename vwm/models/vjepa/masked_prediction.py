@@ -85,6 +85,7 @@ def masked_prediction_losses(
     targets: Tensor,
     masks: Sequence[TokenMask],
     context_loss: ContextLossConfig | None,
+    mask_token: int | None = None,
 ) -> PredictionLosses:
     """Predict the target features of clips by their masks; each mask costs a pass of the encoder.
 
@@ -93,15 +94,16 @@ def masked_prediction_losses(
         predictor: predicts the features.
         video: float [b, t, 3, height, width].
         targets: ``encode_levels`` of the target encoder, normalized by ``normalize_levels``: [b, n, l d].
-        masks: the masks; number i has mask token i.
+        masks: the masks.
         context_loss: of the visible tokens; None for none.
+        mask_token: index of the mask token of all masks; None: mask i has token i, modulo their number.
     """
     frames, levels = video.shape[1], predictor.config.num_feature_layers
     hidden, context, visible = [], [], []
     for number, (context_indices, all_target_indices) in enumerate(masks):
         features = encode_levels(encoder, video, levels, context_indices)
         visible.append((features[..., -encoder.width :], context_indices))
-        token = number % predictor.config.num_mask_tokens
+        token = number % predictor.config.num_mask_tokens if mask_token is None else mask_token
         for target_indices in all_target_indices:
             if context_loss is None:
                 predicted = predictor(features, context_indices, target_indices, token, frames)

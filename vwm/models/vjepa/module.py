@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vwm.core.blocks import uncompiled_blocks
-from vwm.core.components import load_component
 from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
-from vwm.hub.bundle_names import find_folder
 from vwm.models.vjepa.augmentation import RandomResizedCrop
 from vwm.models.vjepa.collapse_monitor import (
     DRIFT_CLIPS,
@@ -36,6 +33,7 @@ from vwm.models.vjepa.masked_prediction import (
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
 from vwm.models.vjepa.masking import MaskSampler, TokenMask
 from vwm.models.vjepa.motion_branch import MotionBranch
+from vwm.models.vjepa.network_checks import check_vjepa_networks, load_pretrained_networks, load_teacher
 from vwm.models.vjepa.position_encoding import TokenGrid
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.models.vjepa.visualization import pca_rgb_video
@@ -77,8 +75,7 @@ class VJEPAModule(TrainingModule):
     Args:
         encoder: the network to train.
         predictor: the predictor of masked tokens.
-        mask_samplers: samplers of masks. Each mask costs a pass of the encoder, and has its own mask token if the
-            predictor has enough.
+        mask_samplers: samplers of masks. Each mask costs a pass of the encoder.
         optimizer: learning rate and schedule.
         momentum: momentum schedule of the target encoder; null for no target encoder, with gradients through the
             targets, which requires another protection against collapse.
@@ -92,6 +89,11 @@ class VJEPAModule(TrainingModule):
         image_mask_samplers: samplers for images among videos (``data.stills``), where the encoder has
             ``modality_embeddings`` and embeds them as clips of one frame (V-JEPA 2.1); null takes ``mask_samplers``.
             Without ``modality_embeddings``, images are clips of equal frames (V-JEPA 2).
+        mask_token: index of the mask token of all masks (V-JEPA 2 and 2.1: 0); null: each mask has its own, if the
+            predictor has enough (V-JEPA).
+        teacher: a folder with an ``encoder`` (an export, or imported weights) whose features are the targets, frozen:
+            distillation, as in the published ViT-B and ViT-L of V-JEPA 2.1. The predictor's ``output_width`` is its
+            width, and the target encoder is only what is exported. null: the target encoder's features are.
 
     Raises:
         ValueError: the networks do not fit each other, or the pretrained weights do not fit them.
@@ -113,11 +115,16 @@ class VJEPAModule(TrainingModule):
         pretrained: str | None = None,
         context_loss: ContextLossConfig | None = None,
         image_mask_samplers: list[MaskSampler] | None = None,
+        mask_token: int | None = None,
+        teacher: str | None = None,
     ) -> None:
         super().__init__()
-        check_vjepa_networks(encoder, predictor, mask_samplers, context_loss)
+        self.teacher = None if teacher is None else load_teacher(teacher)
+        check_vjepa_networks(encoder, predictor, mask_samplers, context_loss, mask_token, self.teacher)
         if pretrained is not None:
             load_pretrained_networks(pretrained, {"encoder": encoder, "predictor": predictor})
+        if predictor.config.num_feature_layers == 1:  # they would never get a gradient, which DDP refuses
+            encoder.feature_norms.requires_grad_(False)
         self.encoder = encoder
         self.predictor = predictor
         self.mask_samplers = mask_samplers
@@ -130,6 +137,7 @@ class VJEPAModule(TrainingModule):
         self.monitor = monitor
         self.context_loss = context_loss
         self.image_mask_samplers = image_mask_samplers
+        self.mask_token = mask_token
         self.baseline = CollapseBaseline()
         self._monitored_frames: Tensor | None = None
         self._previous_features: Tensor | None = None
@@ -151,7 +159,9 @@ class VJEPAModule(TrainingModule):
     def _clip_losses(self, video: Tensor, masks: list[TokenMask]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of clips of one length, float [b, t, 3, h, w], and values to log."""
         targets, clip_tokens = self._targets(video)
-        losses = masked_prediction_losses(self.encoder, self.predictor, video, targets, masks, self.context_loss)
+        losses = masked_prediction_losses(
+            self.encoder, self.predictor, video, targets, masks, self.context_loss, self.mask_token
+        )
         loss = losses.hidden
         logs = {"prediction_loss": loss.detach()}
         if losses.context is not None and self.context_loss is not None:
@@ -171,13 +181,14 @@ class VJEPAModule(TrainingModule):
         return loss, logs
 
     def _targets(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Normalized features of whole clips [b, n, l d], and the encoder's tokens if there is no target encoder."""
+        """Normalized features of whole clips [b, n, l d], and the encoder's tokens if the targets are its own."""
         levels = self.predictor.config.num_feature_layers
-        if self.target_encoder is None:
+        network = self.target_encoder if self.teacher is None else self.teacher
+        if network is None:
             features = encode_levels(self.encoder, video, levels)
             return normalize_levels(features, levels), features[..., -self.encoder.width :]
         with torch.no_grad():
-            return normalize_levels(encode_levels(self.target_encoder, video, levels), levels), None
+            return normalize_levels(encode_levels(network, video, levels), levels), None
 
     def _all_token_indices(self, tokens: Tensor) -> Tensor:
         return torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
@@ -277,6 +288,8 @@ class VJEPAModule(TrainingModule):
 
     def collapse_advice(self) -> str:
         """Return the changes of this run's config that most likely prevent a collapse."""
+        if self.teacher is not None:
+            return f"The targets stay a teacher's: lower the learning rate (model.optimizer.lr={self.optimizer.lr})."
         if self.regularizer is None and self.momentum is None:
             return (
                 "Nothing prevents a collapse in this run: set model.momentum, or model.regularizer (SIGReg needs no "
@@ -300,6 +313,10 @@ class VJEPAModule(TrainingModule):
         if isinstance(batch, MaskedClips) and batch.videos is not None and batch.images is not None:
             return len(batch.videos.rows) * tokens + len(batch.images.rows) * self.encoder.num_tokens(1)
         return len(batch.frames) * tokens
+
+    def frozen_networks(self) -> tuple[nn.Module, ...]:
+        """See ``TrainingModule``."""
+        return () if self.teacher is None else (self.teacher,)
 
     def networks(self) -> dict[str, nn.Module]:
         """See ``TrainingModule.networks``."""
@@ -343,51 +360,3 @@ def update_target_encoder(target: nn.Module, source: nn.Module, momentum: float)
     """Update all weights in place: target = momentum target + (1 - momentum) source."""
     averages = [local_part(average) for average in target.parameters()]
     torch._foreach_lerp_(averages, [local_part(weight) for weight in source.parameters()], 1 - momentum)
-
-
-def check_vjepa_networks(
-    encoder: VideoEncoder,
-    predictor: MaskedPredictor,
-    mask_samplers: Sequence[MaskSampler],
-    context_loss: ContextLossConfig | None = None,
-) -> None:
-    """Raise ValueError if the networks do not fit each other, naming both values."""
-    if not mask_samplers:
-        raise ValueError("mask_samplers is empty: give at least one, such as vwm.models.vjepa.MultiBlockMaskSampler")
-    for name in ("image_size", "patch_size", "tubelet"):
-        value, other = encoder.config[name], predictor.config[name]
-        if (tuple(value) if name == "image_size" else value) != (tuple(other) if name == "image_size" else other):
-            raise ValueError(f"encoder.{name}={value} but predictor.{name}={other}: set them equal")
-    if predictor.config.encoder_width != encoder.config.width:
-        raise ValueError(
-            f"predictor.encoder_width={predictor.config.encoder_width} but encoder.width={encoder.config.width}: "
-            "set them equal"
-        )
-    levels, layers = predictor.config.num_feature_layers, list(encoder.config.feature_layers)
-    if levels not in (1, len(layers) + 1):
-        raise ValueError(
-            f"predictor.num_feature_layers={levels}, but the encoder has {len(layers) + 1} layers of features "
-            f"(feature_layers={layers} and the last one): set 1 or {len(layers) + 1}"
-        )
-    if predictor.config.output_width not in (None, encoder.config.width):
-        raise ValueError(
-            f"predictor.output_width={predictor.config.output_width} but the targets have encoder.width="
-            f"{encoder.config.width}: set predictor.output_width to null"
-        )
-    if predictor.config.predict_context != (context_loss is not None):
-        raise ValueError(
-            f"predictor.predict_context={predictor.config.predict_context}, and context_loss is "
-            f"{'missing' if context_loss is None else 'set'}: a loss of the visible tokens needs both"
-        )
-
-
-def load_pretrained_networks(folder: str, networks: dict[str, Any]) -> None:
-    """Load the weights of networks from subfolders with their names. Raises ComponentError or ValueError."""
-    for name, network in networks.items():
-        expected, weights = network.state_dict(), load_component(find_folder(folder) / name).state_dict()
-        mismatched = [k for k in expected.keys() | weights.keys() if k not in expected or k not in weights]
-        mismatched += [k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape]
-        if mismatched:
-            raise ValueError(f"{folder}/{name} does not fit the config's {name}: {', '.join(sorted(mismatched)[:8])}")
-        if not any(weight.is_meta for weight in network.parameters()):  # such a network gets its values later
-            network.load_state_dict(weights)

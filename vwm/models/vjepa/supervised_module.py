@@ -16,7 +16,7 @@ from vwm.data.clips import ClipBatch
 from vwm.models.vjepa.attentive_probe import AttentiveClassifier
 from vwm.models.vjepa.augmentation import RandomResizedCrop
 from vwm.models.vjepa.masked_prediction import normalize_features
-from vwm.models.vjepa.module import load_pretrained_networks
+from vwm.models.vjepa.network_checks import load_pretrained_networks
 from vwm.models.vjepa.state_targets import read_state_targets
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.models.vjepa.visualization import pca_rgb_video
