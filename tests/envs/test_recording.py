@@ -319,7 +319,7 @@ def test_the_mixed_policy_prefers_an_action_per_segment_and_follows_the_weights_
     assert len({int(np.bincount(p).argmax()) for p in segments}) == 5
 
 
-@pytest.mark.parametrize("name", sorted(set(BEHAVIOR_POLICIES) - {"ball"}))  # see test_ball_tracking.py
+@pytest.mark.parametrize("name", sorted(set(BEHAVIOR_POLICIES) - {"ball", "push"}))  # see their own tests
 def test_policies_are_deterministic_given_a_seed_and_stay_in_bounds(name: str) -> None:
     box = EnvActionSpec(0, np.array([-1, 0, 0], np.float32), np.array([1, 3, 1], np.float32), ("steer", "gas", "brake"))
     for actions in (box,) if name in ("road", "keys") else (discrete(5), box):

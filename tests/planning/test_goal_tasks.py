@@ -9,6 +9,7 @@ from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.lamp import LAMP_SPEED, MOVES, SPRITE_SPEED, LampEnv
 from vwm.planning.cem import CEM
 from vwm.planning.goal_distance import GoalDistance
+from vwm.planning.goal_task import StateGoalTask
 from vwm.planning.goal_tasks import (
     GOAL_TASKS,
     LampGoalTask,
@@ -101,8 +102,10 @@ def test_keys_a_pointer_and_a_choice_are_planned_together(planner):
     task.close()
 
 
-@pytest.fixture(params=list(GOAL_TASKS))
+@pytest.fixture(params=sorted(set(GOAL_TASKS) - {"vwm/Reacher-v0"}))  # whose images take long; see test_recorded_goals
 def kind(request):
+    if request.param == "vwm/PushT-v0":
+        pytest.importorskip("pymunk", reason="pymunk is not installed")
     return GOAL_TASKS[request.param]
 
 
@@ -120,10 +123,9 @@ def test_episodes_start_unsolved_and_are_a_function_of_the_seed(kind):
 def test_goal_images_equal_the_frames_at_the_goal(kind):
     task = kind(2)
     for env in task.envs:
-        if isinstance(task, TwoRoomsGoalTask):
-            env.position = env.goal
-        elif isinstance(task, LampGoalTask):
-            task._place(env, env.goal)
+        if isinstance(task, StateGoalTask):
+            state, goal = task.state(env), task.goal_state(env)
+            task.set_state(env, np.concatenate((goal, state[len(goal) :])))
         else:
             env.state = np.array([MountainCarGoalTask.FLAG if isinstance(task, MountainCarGoalTask) else 0.0, 0.0])
     assert (task.frames() == task.goals).all() and (task.distances() < 1e-6).all()

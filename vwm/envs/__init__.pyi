@@ -6,6 +6,7 @@ from .batched_envs import GymnasiumBatchedEnv as GymnasiumBatchedEnv
 from .batched_envs import GymnasiumEnvAdapter as GymnasiumEnvAdapter
 from .batched_envs import GymnasiumEnvSpec as GymnasiumEnvSpec
 from .behavior_policies import BallTrackingPolicy as BallTrackingPolicy
+from .behavior_policies import BlockPushingPolicy as BlockPushingPolicy
 from .behavior_policies import HeldKeysPolicy as HeldKeysPolicy
 from .behavior_policies import LaneFollowingPolicy as LaneFollowingPolicy
 from .behavior_policies import MixedPolicy as MixedPolicy
@@ -14,12 +15,17 @@ from .behavior_policies import StickyPolicy as StickyPolicy
 from .composite_actions import CompositeEnvActions as CompositeEnvActions
 from .crafter import CrafterEnv as CrafterEnv
 from .dyna_maze import DynaMazeEnv as DynaMazeEnv
+from .env_ids import make_env as make_env
 from .held_actions import HeldActionEnv as HeldActionEnv
 from .lamp import LampEnv as LampEnv
 from .lane_following import RoadPoint as RoadPoint
 from .minatar import MinAtarEnv as MinAtarEnv
 from .procgen import ProcgenEnv as ProcgenEnv
 from .procgen import ProcgenRecordingEnv as ProcgenRecordingEnv
+from .push_t import PushTEnv as PushTEnv
+from .push_t import push_t_errors as push_t_errors
+from .push_t_physics import PushTPhysics as PushTPhysics
+from .reacher import ReacherEnv as ReacherEnv
 from .recording import RecordingConfig as RecordingConfig
 from .recording import RecordingCounts as RecordingCounts
 from .recording import record_dataset as record_dataset
@@ -35,6 +41,7 @@ from .state_readers import StateReader as StateReader
 from .time_step import EnvSpaces as EnvSpaces
 from .time_step import TimeStep as TimeStep
 from .two_rooms import TwoRoomsEnv as TwoRoomsEnv
+from .two_rooms import move_with_collisions as move_with_collisions
 from .worker_envs import WorkerEnvs as WorkerEnvs
 from .wrapped_env import EnvOutcome as EnvOutcome
 from .wrapped_env import WrappedEnv as WrappedEnv

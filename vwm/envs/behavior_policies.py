@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vwm.envs.action_spec import EnvActionSpec
 from vwm.envs.ball_tracking import paddle_direction
+from vwm.envs.block_tracking import AGENT_COLOR, BLOCK_COLOR, find_color
 from vwm.envs.lane_following import lane_following_action
 
 
@@ -331,6 +332,43 @@ class BallTrackingPolicy(MixedPolicy):
         self.offset[env] = self.rng.uniform(-self.largest_offset, self.largest_offset)
 
 
+class BlockPushingPolicy(RandomPolicy):
+    """Moves the disc of Push-T between random points around the block, which its straight ways often push.
+
+    Where disc or block are not seen, actions are random.
+
+    Raises:
+        ValueError: the actions are not two continuous ones.
+    """
+
+    reach = 0.4
+    """Distance for which an action of 1 is held, as a fraction of the image: about that of five steps."""
+    spread = 0.2
+    """Largest distance of a point from the block in x and in y, as a fraction of the image."""
+    change_probability = 0.5
+    """Of another point, at every action."""
+
+    def __init__(
+        self, actions: EnvActionSpec, num_envs: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
+    ) -> None:
+        if actions.count or actions.composite is not None or len(actions.low) != 2:
+            raise ValueError("policy push moves the disc of vwm/PushT-v0 by two continuous actions, which are not here")
+        super().__init__(actions, num_envs, rng, prefer)
+        self.points = np.zeros((num_envs, 2))
+
+    def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
+        actions = super().act(first, frames)
+        changed = first | (self.rng.random(self.num_envs) < self.change_probability)
+        drawn = self.rng.uniform(-self.spread, self.spread, (self.num_envs, 2))
+        self.points = np.where(changed[:, None], drawn, self.points)
+        for env, frame in enumerate(frames):
+            agent, block = find_color(frame, AGENT_COLOR), find_color(frame, BLOCK_COLOR)
+            if agent is not None and block is not None:
+                target = np.clip(block + self.points[env], 0.1, 0.9)
+                actions[env] = np.clip((target - agent) / self.reach, -1, 1)
+        return actions
+
+
 BEHAVIOR_POLICIES: dict[str, type[RandomPolicy]] = {
     "random": RandomPolicy,
     "sticky": StickyPolicy,
@@ -338,6 +376,7 @@ BEHAVIOR_POLICIES: dict[str, type[RandomPolicy]] = {
     "road": LaneFollowingPolicy,
     "keys": HeldKeysPolicy,
     "ball": BallTrackingPolicy,
+    "push": BlockPushingPolicy,
 }
 
 

@@ -24,10 +24,18 @@ BUILT_IN_ENV_MODULES = {
     "vwm/DynaMaze-v0": "vwm.envs.dyna_maze",
     "vwm/Crafter-v0": "vwm.envs.crafter",
     "vwm/MinAtar-v0": "vwm.envs.minatar",
+    "vwm/PushT-v0": "vwm.envs.push_t",
+    "vwm/Reacher-v0": "vwm.envs.reacher",
     "vwm/World-v0": "vwm.worlds.gymnasium_env",
 }
 """Modules that register the ids of this package's own environments. ``vwm/World-v0`` is the simulator of a bundle."""
-ENV_PACKAGE_EXTRAS = {"crafter": "crafter", "dm_control": "dmc", "minatar": "minatar"}
+ENV_PACKAGE_EXTRAS = {
+    "crafter": "crafter",
+    "dm_control": "dmc",
+    "vwm/reacher": "dmc",
+    "minatar": "minatar",
+    "vwm/pusht": "pusht",
+}
 """Extra of this package to install, by a part of the id."""
 
 

@@ -97,7 +97,7 @@ def record_dataset(
     out: Path,
     frames: int = 50_000,
     size: int = 64,
-    policy: Literal["random", "sticky", "mixed", "road", "keys", "ball"] = "mixed",
+    policy: Literal["random", "sticky", "mixed", "road", "keys", "ball", "push"] = "mixed",
     workers: int = 2,
     frames_per_shard: int = 5_000,
     seed: int = 0,
@@ -117,7 +117,8 @@ def record_dataset(
         size: side of the frames, in pixels.
         policy: random (every action drawn independently), sticky (mostly repeats the last action), mixed (segments
             of sticky play, each with other preferred actions), road (drives CarRacing, and leaves the road on
-            purpose), keys (drives CarRacing, and holds keys for seconds as people do), or ball (plays Atari's Pong).
+            purpose), keys (drives CarRacing, and holds keys for seconds as people do), ball (plays Atari's Pong), or
+            push (pushes the block of vwm/PushT-v0).
         workers: processes that record; 0 records in this one. Their number does not affect the recording.
         frames_per_shard: frames per shard; validation holds out whole shards.
         seed: of the environment and the policy.

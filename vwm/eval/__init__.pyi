@@ -14,6 +14,8 @@ from .goal_evaluation import GoalPlannerConfig as GoalPlannerConfig
 from .goal_evaluation import GoalTaskConfig as GoalTaskConfig
 from .goal_evaluation import SuccessRate as SuccessRate
 from .goal_evaluation import evaluate_planner as evaluate_planner
+from .goal_protocol import ProtocolSettings as ProtocolSettings
+from .goal_protocol import ProtocolTask as ProtocolTask
 from .imagination_horizon import HorizonAdvice as HorizonAdvice
 from .imagination_horizon import Rollout as Rollout
 from .intphys2 import VideoClips as VideoClips

@@ -24,7 +24,8 @@ from vwm.data.video_encoding import write_video
 from vwm.eval.plan_figures import draw_frame_strip, plot_episode_paths, tile_episode_video
 from vwm.planning.cem import CEM
 from vwm.planning.goal_distance import GoalDistance, GoalReduction, LatentMetric
-from vwm.planning.goal_tasks import GoalTask, find_goal_task
+from vwm.planning.goal_task import GoalTask
+from vwm.planning.goal_tasks import find_goal_task
 from vwm.planning.mpc_policy import MPCPolicy, TaskPolicy, TaskRollout, random_task_policy, run_task_policy
 from vwm.planning.mppi import MPPI
 from vwm.planning.random_shooting import RandomShooting
@@ -122,7 +123,7 @@ def evaluate_planner(
 
     Args:
         bundle: folder of the world, as `vwm export` writes it.
-        env: vwm/TwoRooms-v0, vwm/Lamp-v0, Pendulum-v1 or MountainCarContinuous-v0.
+        env: vwm/TwoRooms-v0, vwm/Lamp-v0, vwm/PushT-v0, vwm/Reacher-v0, Pendulum-v1 or MountainCarContinuous-v0.
         out: folder of the results; earlier results there are replaced.
         task: settings of the episodes.
         planning: settings of the planner.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from vwm.planning.goal_tasks import Frames, GoalTask
+from vwm.planning.goal_task import Frames, GoalTask
 from vwm.planning.mpc_policy import TaskRollout
 
 if TYPE_CHECKING:

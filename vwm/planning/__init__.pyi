@@ -6,7 +6,9 @@ from .device_search_tree import DeviceSearchTree as DeviceSearchTree
 from .end_effector_cem import EndEffectorCEM as EndEffectorCEM
 from .end_effector_cem import EndEffectorPlan as EndEffectorPlan
 from .goal_distance import GoalDistance as GoalDistance
-from .goal_tasks import GoalTask as GoalTask
+from .goal_task import GoalTask as GoalTask
+from .goal_task import RecordedGoals as RecordedGoals
+from .goal_task import StateGoalTask as StateGoalTask
 from .goal_tasks import LampGoalTask as LampGoalTask
 from .goal_tasks import MountainCarGoalTask as MountainCarGoalTask
 from .goal_tasks import PendulumGoalTask as PendulumGoalTask
@@ -14,12 +16,17 @@ from .goal_tasks import TwoRoomsGoalTask as TwoRoomsGoalTask
 from .goal_tasks import find_goal_task as find_goal_task
 from .gumbel_search import GumbelMuZeroSearch as GumbelMuZeroSearch
 from .mpc_policy import MPCPolicy as MPCPolicy
+from .mpc_policy import ReplanningPolicy as ReplanningPolicy
 from .mpc_policy import TaskRollout as TaskRollout
 from .mpc_policy import random_task_policy as random_task_policy
 from .mpc_policy import run_task_policy as run_task_policy
+from .mpc_policy import still_task_policy as still_task_policy
 from .mppi import MPPI as MPPI
+from .physics_goal_tasks import PushTGoalTask as PushTGoalTask
+from .physics_goal_tasks import ReacherGoalTask as ReacherGoalTask
 from .puct_search import PUCTSearch as PUCTSearch
 from .random_shooting import RandomShooting as RandomShooting
+from .recorded_goals import draw_recorded_goals as draw_recorded_goals
 from .sampling_planner import ActionPlan as ActionPlan
 from .sampling_planner import NegativeReturnObjective as NegativeReturnObjective
 from .sampling_planner import PlanningObjective as PlanningObjective
@@ -33,3 +40,6 @@ from .tree_search_model import NodePrediction as NodePrediction
 from .tree_search_model import SimulatorTreeModel as SimulatorTreeModel
 from .tree_search_model import TreeSearchModel as TreeSearchModel
 from .tree_search_model import TreeStep as TreeStep
+from .true_dynamics import TrueDistance as TrueDistance
+from .true_dynamics import TrueDynamics as TrueDynamics
+from .true_dynamics import TrueDynamicsPolicy as TrueDynamicsPolicy

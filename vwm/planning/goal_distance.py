@@ -76,13 +76,17 @@ class GoalDistance:
 
     def sequence_cost(self, rollout: SequenceRollout) -> Tensor:
         """Reduce the distances over time; see ``PlanningObjective.sequence_cost``."""
-        costs = rollout.costs
-        if self.reduction == "end":
-            return costs[:, -1]
-        if self.reduction == "min":
-            return costs.amin(dim=1)
-        weights = self.decay ** torch.arange(costs.shape[1], device=costs.device).flip(0)
-        return (costs * weights).sum(dim=1) / weights.sum()
+        return reduce_costs(rollout.costs, self.reduction, self.decay)
+
+
+def reduce_costs(costs: Tensor, reduction: GoalReduction, decay: float = 1.0) -> Tensor:
+    """Reduce costs over time, float [n, h] to [n]; see ``GoalDistance``."""
+    if reduction == "end":
+        return costs[:, -1]
+    if reduction == "min":
+        return costs.amin(dim=1)
+    weights = decay ** torch.arange(costs.shape[1], device=costs.device).flip(0)
+    return (costs * weights).sum(dim=1) / weights.sum()
 
 
 def latent_distance(latent: Tensor, goal: Tensor, metric: LatentMetric) -> Tensor:

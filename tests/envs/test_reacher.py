@@ -1,0 +1,69 @@
+"""Reacher: motion as in the DeepMind Control Suite, goals of joint angles, and an invisible target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from vwm.envs.reacher import ReacherEnv
+
+suite = pytest.importorskip("dm_control.suite", reason="dm_control is not installed")
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[ReacherEnv]:
+    made = ReacherEnv(render_mode="rgb_array", terminate=True)
+    yield made
+    made.close()
+
+
+def test_steps_equal_those_of_the_suite_and_follow_from_the_state_alone(env: ReacherEnv) -> None:
+    reference = suite.load("reacher", "easy", task_kwargs={"random": 0})
+    reference.reset()
+    start = np.concatenate([reference.physics.data.qpos, reference.physics.data.qvel])
+    actions = np.random.default_rng(0).uniform(-1, 1, (20, 2))
+    env.reset(seed=0)
+    for _ in range(2):  # the second time after other steps
+        env.set_state(start)
+        for action in actions:
+            env.step(action)
+        reached = env.full_state
+    for action in actions:
+        reference.step(action)
+    expected = np.concatenate([reference.physics.data.qpos, reference.physics.data.qvel])
+    assert reached == pytest.approx(expected, abs=1e-9)
+    assert np.abs(expected - start).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("offset", "reward"), [((0.049, -0.049), 1), ((0.051, 0), 0), ((0, 0.051), 0), ((2 * np.pi, 0), 0)]
+)
+def test_the_reward_is_1_where_both_joints_are_within_a_twentieth_rad(
+    env: ReacherEnv, offset: tuple[float, float], reward: float
+) -> None:
+    env.reset(seed=0, options={"state": [1, 1, 0, 0], "goal": np.array([1, 1]) + offset})
+    assert env.step(np.zeros(2))[1:3] == (reward, bool(reward))
+
+
+def test_resets_are_a_function_of_the_seed_and_check_their_options(env: ReacherEnv) -> None:
+    first, info = env.reset(seed=3)
+    assert (env.reset(seed=3)[0] == first).all() and (env.reset(seed=4)[0] != first).any()
+    assert (first[2:] == 0).all() and np.abs(info["goal"][1]) <= np.deg2rad(160)
+    with pytest.raises(ValueError, match="must be 4 finite numbers"):
+        env.reset(options={"state": [0, 0]})
+    with pytest.raises(ValueError, match="there are state and goal"):
+        env.reset(options={"target": 1})
+
+
+def test_images_show_the_arm_and_no_target(env: ReacherEnv) -> None:
+    env.reset(seed=0, options={"state": [0.3, 0.4, 0, 0]})
+    try:
+        image = env.render()
+    except Exception as error:  # noqa: BLE001 (a machine without OpenGL: the kind depends on the library)
+        pytest.skip(f"there is no OpenGL: {error}")
+    env.physics.named.data.geom_xpos["target"] += 0.05
+    assert image is not None and image.shape == (64, 64, 3) and (image == env.render()).all()
+    env.set_state([2.0, 0.4, 0, 0])
+    assert (image != env.render()).any()
