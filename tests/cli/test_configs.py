@@ -69,6 +69,15 @@ def test_vision_transformers_have_the_number_of_parameters_of_their_letter(lette
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("name", "shared", "count"),
+    [("vjepa_vith16", None, 2), ("vjepa2_vitg16_cooldown", 0, 1), ("vjepa21_vitgg16", 0, 1), ("finetune_vitl16", 0, 10)],
+)
+def test_masks_share_a_token_where_the_published_code_has_one_for_all(name, shared, count):
+    settings = load_config(CONFIGS / f"vjepa/{name}.yaml")["model"]["init_args"]
+    assert (settings["mask_token"], settings["predictor"]["init_args"]["num_mask_tokens"]) == (shared, count)
+
+
 @pytest.mark.parametrize(("letter", "millions"), [("b", 86), ("l", 304), ("g", 1012), ("gg", 1890)])
 def test_vjepa21_trains_the_networks_of_the_published_sizes(letter, millions):
     settings = load_config(CONFIGS / f"vjepa/vjepa21_vit{letter}16.yaml")["model"]["init_args"]
