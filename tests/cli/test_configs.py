@@ -119,3 +119,22 @@ def test_the_agent_of_a_config_acts_in_its_environment(name, package, monkeypatc
     assert not time_step.is_first.any() and time_step.reward.isfinite().all()
     assert training.eval_env.open(1, seed=1).spaces == envs.spaces
     envs.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "predictor"),
+    [
+        ("vitg16", 1_013_267_968, 55_400_704),
+        ("vitgg16", 1_845_216_768, 59_433_472),
+        ("vitl16_distilled", 304_680_960, 22_973_056),
+    ],
+)
+def test_vjepa21_has_as_many_weights_as_the_published_code_loads(name, encoder, predictor):
+    """Counted on its classes, whose predictors have 8 mask tokens."""
+    settings = load_config(CONFIGS / f"vjepa/vjepa21_{name}.yaml")["model"]["init_args"]
+    with torch.device("meta"):
+        networks = (
+            VideoEncoder(**settings["encoder"]["init_args"]),
+            MaskedPredictor(**settings["predictor"]["init_args"] | {"num_mask_tokens": 8}),
+        )
+    assert tuple(sum(p.numel() for p in network.parameters()) for network in networks) == (encoder, predictor)

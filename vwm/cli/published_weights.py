@@ -156,7 +156,7 @@ PUBLISHED_WEIGHTS = (
         parameters="80M to 2B",
         license="MIT",
         example="",
-        loads_with=_IMPORT.format("FILE"),
+        loads_with=f"{_IMPORT.format('FILE')} --image-size 384",
     ),
     PublishedWeights(
         name="V-JEPA 2-AC",
@@ -207,12 +207,11 @@ PUBLISHED_WEIGHTS = (
     PublishedWeights(
         name="mmbench2",
         layout="tokenizer.pt and dynamics.pt",
-        kind="worlds: 210 control tasks with rewards, 224x224",
+        kind="worlds: 210 control tasks with rewards and a cloned policy, 224x224",
         parameters="100M and 250M",
         license="MIT",
         example="nicklashansen/mmbench2-models",
         loads_with=_WORLD.format("dreamer4"),
-        limits="the cloned policy is left out",
     ),
     PublishedWeights(
         name="Waypoint 1",
