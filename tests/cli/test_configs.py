@@ -71,7 +71,12 @@ def test_vision_transformers_have_the_number_of_parameters_of_their_letter(lette
 
 @pytest.mark.parametrize(
     ("name", "shared", "count"),
-    [("vjepa_vith16", None, 2), ("vjepa2_vitg16_cooldown", 0, 1), ("vjepa21_vitgg16", 0, 1), ("finetune_vitl16", 0, 10)],
+    [
+        ("vjepa_vith16", None, 2),
+        ("vjepa2_vitg16_cooldown", 0, 1),
+        ("vjepa21_vitgg16", 0, 1),
+        ("finetune_vitl16", 0, 10),
+    ],
 )
 def test_masks_share_a_token_where_the_published_code_has_one_for_all(name, shared, count):
     settings = load_config(CONFIGS / f"vjepa/{name}.yaml")["model"]["init_args"]

@@ -26,6 +26,7 @@ from vwm.core.command_output import format_command, print_next_command, progress
 from vwm.core.remote_files import is_remote
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.datamodule import ClipLoader
+from vwm.data.in_place import is_in_place
 from vwm.data.shard_index import list_shards, load_shard_index, shard_index_path
 from vwm.data.shards import ShardWriter
 from vwm.data.video_encoding import encode_video
@@ -80,6 +81,8 @@ def benchmark_data(
 def _stage_shards(shards: str, scratch: Path, limit: int) -> dict[str, Path]:
     """Return folders of the shards to read: links to them, and copies as mp4 where they are raw."""
     paths = list_shards(shards)[: limit or None]
+    if is_in_place(paths[0]):
+        raise ValueError(f"{shards}: is read in place, and the plain pipeline reads shards: vwm import it first")
     folder = scratch / "original"
     folder.mkdir()
     raw = False

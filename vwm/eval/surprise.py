@@ -15,7 +15,6 @@ Legend: n pairs, b batch, t frames, s time steps with a score, h w pixels.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -24,16 +23,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import fsspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
 from vwm.core.command_output import progress_bar
-from vwm.data.shard_index import EpisodeIndexEntry, list_shards, load_shard_index
+from vwm.data.frame_reading import read_episode_frames
+from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.data.shard_reading import read_episode_metadata
-from vwm.data.video_formats import VIDEO_EXTENSIONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,7 +119,7 @@ def read_violation_pairs(data: str | Path, limit: int | None = None) -> Violatio
             pair = found.setdefault(meta["pair"], {})
             if bool(meta["possible"]) in pair:
                 raise ValueError(f"{where}: pair {meta['pair']} has two clips with possible={meta['possible']}")
-            pair[bool(meta["possible"])] = _read_episode_frames(shard, entry), meta
+            pair[bool(meta["possible"])] = torch.from_numpy(read_episode_frames(shard, entry)), meta
     return _stack_pairs(found, str(data))
 
 
@@ -142,25 +140,6 @@ def _stack_pairs(found: dict[Any, dict[bool, tuple[Tensor, dict[str, Any]]]], da
         properties=tuple(str(m["property"]) for m in metas),
         trial_groups=torch.tensor(groups),
     )
-
-
-def _read_episode_frames(shard: str, entry: EpisodeIndexEntry) -> Tensor:
-    name = (
-        "frames.npy"
-        if "frames.npy" in entry.members
-        else next((e for e in entry.members if e in VIDEO_EXTENSIONS), None)
-    )
-    if name is None:
-        raise ValueError(f"{shard}:{entry.key} has no frames, only {sorted(entry.members)}")
-    offset, length = entry.members[name]
-    with fsspec.open(shard, "rb") as file:
-        file.seek(offset)
-        data: bytes = file.read(length)
-    if name == "frames.npy":
-        return torch.from_numpy(np.load(io.BytesIO(data)))
-    from vwm.data.video import decode_frames  # it needs PyAV, which raw frames do not
-
-    return torch.from_numpy(decode_frames(data, list(range(entry.frames)), f"{shard}:{entry.key}.{name}"))
 
 
 # ----------------------------------------------------------------------------------------------------- measures
