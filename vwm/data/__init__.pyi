@@ -26,12 +26,14 @@ from .episode import Episode as Episode
 from .episode_entry import EpisodeIndexEntry as EpisodeIndexEntry
 from .episode_entry import ShardIndex as ShardIndex
 from .episode_selection import key_hash as key_hash
+from .frame_reading import read_episode_frames as read_episode_frames
 from .frame_reading import read_frames as read_frames
 from .frame_size import choose_frame_size as choose_frame_size
 from .import_manifest import ImportSettings as ImportSettings
 from .import_manifest import ImportShard as ImportShard
 from .importing import import_dataset as import_dataset
 from .in_place import InPlaceAddress as InPlaceAddress
+from .in_place import is_in_place as is_in_place
 from .in_place import short_data_name as short_data_name
 from .ingest import IngestEngine as IngestEngine
 from .ingest import IngestOutcome as IngestOutcome
