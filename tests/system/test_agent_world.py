@@ -28,21 +28,25 @@ POLICY = [f"{INIT}policy.init_args.width", "24", f"{INIT}policy.init_args.hidden
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory) -> Path:
-    """Record, fit, export, finetune with agent tokens, and export again through the command line."""
+    """Record, fit, export, finetune with agent tokens of two tasks, and export for one through the command line."""
     out = tmp_path_factory.mktemp("made")
     rng, data = np.random.default_rng(0), str(out / "data")
-    (out / "data").mkdir()
-    with ShardWriter(out / "data" / "shard-000000.tar") as writer:
-        for i in range(8):
-            frames, actions = rng.integers(0, 256, (9, 16, 16, 3), dtype=np.uint8), rng.integers(0, 3, 9)
-            writer.write(f"episode-{i}", Episode(frames, actions, (actions == 1).astype(np.float32)))
+    for name in ("data", "other"):
+        (out / name).mkdir()
+        with ShardWriter(out / name / "shard-000000.tar") as writer:
+            for i in range(8):
+                frames, actions = rng.integers(0, 256, (9, 16, 16, 3), dtype=np.uint8), rng.integers(0, 3, 9)
+                writer.write(f"episode-{i}", Episode(frames, actions, (actions == 1).astype(np.float32)))
     common = ["--data.init_args.path", data, *DYNAMICS, *HEADS, *TINY, *DATA]
     main(["fit", "-c", str(CONFIGS / "freeway_small.yaml"), "--run", str(out / "first"), *TOKENIZER, *common])
     world = str(out / "world")
     main(["export", str(out / "first"), "-o", world, "--starts", "3", "--sampling-steps", "2"])
     pretrained = [f"{INIT}pretrained", world, f"{INIT}tokenizer", world, *POLICY]
-    main(["fit", "-c", str(CONFIGS / "freeway_agent.yaml"), "--run", str(out / "second"), *pretrained, *common])
-    main(["export", str(out / "second"), "-o", str(out / "agent_world"), "--starts", "3", "--sampling-steps", "2"])
+    pretrained += [f"{INIT}dynamics.init_args.num_tasks", "2", "--data.init_args.path", f"[{data},{out / 'other'}]"]
+    pretrained += ["--data.init_args.fields", "[frames,actions,rewards,terminated,task]"]
+    main(["fit", "-c", str(CONFIGS / "freeway_agent.yaml"), "--run", str(out / "second"), *common, *pretrained])
+    of_task = ["--starts", "3", "--sampling-steps", "2", "--task", "1"]
+    main(["export", str(out / "second"), "-o", str(out / "agent_world"), *of_task])
     return out
 
 
@@ -52,14 +56,14 @@ def test_agent_finetuning_starts_from_the_world_weights_and_logs_every_loss(arti
         assert f"{name}_loss" in header.split(",")
     assert rows
     before, after = (vwm.load(artifacts / name, "cpu").dynamics.state_dict() for name in ("world", "agent_world"))
-    assert set(after) - set(before) == {"agents"}
+    assert set(after) - set(before) == {"agents", "tasks"} and after["tasks"].abs().min() > 0
     # Two training steps change the weights little; those of another world would differ much.
     assert (before["embed.weight"] - after["embed.weight"]).norm() < 0.5 * before["embed.weight"].norm()
 
 
 def test_the_policy_of_the_bundle_acts_on_observed_frames(artifacts):
     world = vwm.load(artifacts / "agent_world", "cpu")
-    assert world.policy is not None and world.outcomes is not None and world.starts is not None
+    assert world.sampling.task == 1 and world.policy is not None and world.outcomes is not None and world.starts is not None
     state, frame = world.reset(world.starts, seed=0)
     for _ in range(4):
         with torch.no_grad():

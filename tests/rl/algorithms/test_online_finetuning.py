@@ -12,6 +12,7 @@ from factories import diffusion_world, dit
 from torch.utils._pytree import tree_leaves
 
 from vwm.core.components import ComponentError
+from vwm.data.clips import ClipBatch
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.models.dit.agent_module import DiTAgentModule
 from vwm.models.dit.objectives import DiffusionForcing
@@ -26,7 +27,7 @@ from vwm.rl.algorithms.encoded_env import EncodedEnvSpec
 from vwm.rl.algorithms.imagination import ImaginationLearning, ImaginationRolloutConfig
 from vwm.rl.algorithms.imagination_agent import ImaginationAgent, LoopPart
 from vwm.rl.algorithms.policy_objectives import PMPOObjective
-from vwm.rl.algorithms.recorded_share import RecordedShare
+from vwm.rl.algorithms.recorded_share import RecordedShare, join_clips
 from vwm.rl.algorithms.world_loop import WorldLoop
 from vwm.rl.evaluation_log import EvaluationConfig
 from vwm.worlds.bundle import load_simulator, save_simulator
@@ -180,7 +181,23 @@ def test_a_run_that_stopped_within_an_episode_and_an_epoch_equals_an_uninterrupt
     for ours, theirs in zip(*states, strict=True):
         same = torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
         assert same or (isinstance(ours, dict) and str(ours) == str(theirs))
+    exported, agent = parts.export_simulator(best=False, title="online", fps=15.0, contexts=2), whole.algorithm.policy
+    assert exported.starts.shape[0] == 2
+    for name, network in agent.world.networks().items():
+        weights = exported.networks()[name].state_dict()
+        assert all(torch.equal(weights[key], weight) for key, weight in network.state_dict().items())
     whole.algorithm.close()
+
+
+def test_recorded_clips_may_lack_ends_and_some_of_their_actions():
+    frames, numbers = torch.zeros(2, 3, 8, 8, 3, dtype=torch.uint8), torch.arange(6).reshape(2, 3)
+    replayed = ClipBatch(frames, numbers, numbers.float(), terminated=torch.ones(2, 3, dtype=torch.bool))
+    recorded = ClipBatch(frames[:1], numbers[:1], numbers[:1].float(), labeled=torch.tensor([False]))
+    joined = join_clips(replayed, recorded)
+    assert torch.equal(joined.actions, torch.cat((numbers, numbers[:1]))) and joined.frames.shape[0] == 3
+    assert joined.terminated.tolist() == [[True] * 3] * 2 + [[False] * 3]
+    assert joined.labeled.tolist() == [True, True, False]
+    assert join_clips(replayed, ClipBatch(frames, numbers, numbers.float())).labeled is None
 
 
 def test_errors_name_the_setting_and_the_remedy(offline, tmp_path):
