@@ -63,7 +63,8 @@ def test_agent_finetuning_starts_from_the_world_weights_and_logs_every_loss(arti
 
 def test_the_policy_of_the_bundle_acts_on_observed_frames(artifacts):
     world = vwm.load(artifacts / "agent_world", "cpu")
-    assert world.sampling.task == 1 and world.policy is not None and world.outcomes is not None and world.starts is not None
+    assert world.sampling.task == 1 and world.policy is not None
+    assert world.outcomes is not None and world.starts is not None
     state, frame = world.reset(world.starts, seed=0)
     for _ in range(4):
         with torch.no_grad():
