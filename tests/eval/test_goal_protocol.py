@@ -68,6 +68,14 @@ def test_a_result_has_every_row_and_an_interrupted_one_continues_to_the_same_fig
         run_goal_protocol(Path("exact"), data, out, ROOMS, replace(SETTINGS, seed=43))
 
 
+def test_without_a_world_the_other_rows_are_the_same(exact_world: None, data: Path, tmp_path: Path) -> None:
+    few = replace(SETTINGS, episodes=4, samples=4, elites=2, true_samples=0)
+    alone = run_goal_protocol(None, data, tmp_path / "alone", ROOMS, few)["results"]
+    assert list(alone) == ["random", "still"]
+    beside = run_goal_protocol(Path("exact"), data, tmp_path / "beside", ROOMS, few)["results"]
+    assert list(beside) == ["world", "random", "still"] and {row: beside[row] for row in alone} == alone
+
+
 def test_worlds_and_settings_that_do_not_fit_are_refused(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from vwm.core.command_output import format_command, print_output
 from vwm.core.simulator import Simulator
 from vwm.core.version import VERSION
 from vwm.data.video_encoding import write_video
+from vwm.envs.env_ids import make_env
 from vwm.eval.plan_figures import draw_frame_strip, plot_episode_paths, tile_episode_video
 from vwm.planning.cem import CEM
 from vwm.planning.goal_distance import GoalDistance, GoalReduction, LatentMetric
@@ -213,7 +213,7 @@ def make_planner(name: str, options: Mapping[str, Any]) -> SamplingPlanner:
 
 def infer_frame_skip(env: str, simulator: Simulator) -> int:
     """Compute the number of environment steps per frame of the world from their frame rates."""
-    opened = gymnasium.make(env, render_mode="rgb_array", disable_env_checker=True)
+    opened = make_env(env, {"render_mode": "rgb_array"})
     rate = float(opened.metadata.get("render_fps") or 15)
     opened.close()
     return max(1, round(rate / simulator.spec.fps))

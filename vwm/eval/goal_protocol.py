@@ -26,7 +26,6 @@ from vwm.core.checks import check_not_negative, check_positive
 from vwm.core.json_files import read_json_object
 from vwm.core.seeds import world_seeds
 from vwm.core.simulator import Simulator
-from vwm.envs.env_ids import make_env
 from vwm.eval.goal_evaluation import check_simulator_fits_task, success_rate_interval
 from vwm.planning.cem import CEM
 from vwm.planning.goal_distance import GoalDistance
@@ -45,6 +44,8 @@ from vwm.planning.true_dynamics import TrueDynamicsPolicy
 from vwm.worlds.bundle import load_simulator
 
 SETTINGS_FILE, RESULT_FILE = "settings.json", "result.json"
+IMAGE_SIZE = 64
+"""Side of the images where there is no world, which the other rows do not see."""
 WORLD, TRUE_DYNAMICS, RANDOM, STILL = "world", "true_dynamics", "random", "still"
 
 
@@ -120,7 +121,7 @@ class ProtocolSettings:
 
 
 def run_goal_protocol(
-    bundle: Path,
+    bundle: Path | None,
     data: Path,
     out: Path,
     task: ProtocolTask,
@@ -130,7 +131,7 @@ def run_goal_protocol(
     """Plan in a world to recorded goals, and compare with the true dynamics, random actions and none.
 
     Args:
-        bundle: folder of the world.
+        bundle: folder of the world; None leaves its row out.
         data: recorded episodes of the task, with states.
         out: folder of the results; parts that are there are not played again.
         task: the environment.
@@ -143,14 +144,14 @@ def run_goal_protocol(
     Raises:
         ValueError: the world or the data do not fit the task, or ``out`` holds parts of other settings.
     """
-    simulator = load_simulator(bundle, device)
-    if simulator.spec.context.is_vector:
+    simulator = None if bundle is None else load_simulator(bundle, device)
+    if simulator is not None and simulator.spec.context.is_vector:
         raise ValueError(f"{bundle}: goals are images, but this world shows {simulator.spec.context}")
-    used = {"bundle": str(bundle), "data": str(data), "task": asdict(task), **asdict(settings)}
+    world = None if bundle is None else str(bundle)
+    used = {"bundle": world, "data": str(data), "task": asdict(task), **asdict(settings)}
     check_or_write_settings(out, used)
-    make_env(task.env, task.env_options).close()  # names the extra to install
     pairs = draw_recorded_goals(data, settings.episodes, settings.goal_blocks, settings.seed)
-    rows = [WORLD, *([TRUE_DYNAMICS] if settings.true_samples else []), RANDOM, STILL]
+    rows = [*([WORLD] if simulator else []), *([TRUE_DYNAMICS] if settings.true_samples else []), RANDOM, STILL]
     episodes: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
     for row in rows:
         for first in range(0, settings.episodes, settings.part_size):
@@ -184,7 +185,7 @@ def check_or_write_settings(out: Path, settings: Mapping[str, Any]) -> None:
 def _play_part(
     row: str,
     first: int,
-    simulator: Simulator,
+    simulator: Simulator | None,
     task: ProtocolTask,
     settings: ProtocolSettings,
     pairs: RecordedGoals,
@@ -192,7 +193,7 @@ def _play_part(
     """Play some of the episodes with one policy; the result does not depend on the other parts."""
     chosen = slice(first, first + settings.part_size)
     part = RecordedGoals(pairs.starts[chosen], pairs.goals[chosen], pairs.names)
-    size = simulator.spec.context.image_size[0]
+    size = simulator.spec.context.image_size[0] if simulator else IMAGE_SIZE
     played = find_goal_task(task.env)(
         episodes=len(part.starts),
         seed=settings.seed,
@@ -203,7 +204,8 @@ def _play_part(
     )
     assert isinstance(played, StateGoalTask), "other tasks take no recorded goals"
     try:
-        check_simulator_fits_task(simulator, played)
+        if simulator is not None:
+            check_simulator_fits_task(simulator, played)
         seeds = world_seeds(settings.seed, settings.episodes)[chosen]
         policy = _make_policy(row, simulator, played, settings, seeds, first)
         return list(_describe_episodes(run_task_policy(played, policy, settings.budget_blocks, keep_frames=0)))
@@ -213,7 +215,7 @@ def _play_part(
 
 def _make_policy(
     row: str,
-    simulator: Simulator,
+    simulator: Simulator | None,
     task: StateGoalTask,
     settings: ProtocolSettings,
     seeds: torch.Tensor,
@@ -226,6 +228,7 @@ def _make_policy(
     if row == TRUE_DYNAMICS:
         planner = settings.planner(settings.true_samples, settings.true_iterations)
         return TrueDynamicsPolicy(task, planner, "end", settings.horizon, seeds)
+    assert simulator is not None, "this row is the world's"
     return MPCPolicy(
         simulator=simulator,
         planner=settings.planner(settings.samples, settings.iterations),

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from vwm.envs.action_spec import read_action_spec
+from vwm.envs.env_ids import make_env
 from vwm.envs.wrapped_env import resize_frame
 from vwm.planning.goal_distance import GoalReduction
 
@@ -97,16 +97,8 @@ class GoalTask(ABC):
         self.first_states = self.states()
 
     def make_env(self, options: dict[str, Any]) -> Any:
-        """Make one environment, without a time limit.
-
-        Raises:
-            ValueError: its constructor does not accept the options.
-        """
-        try:
-            env = gymnasium.make(self.ENV, render_mode="rgb_array", disable_env_checker=True, **options)
-        except TypeError as error:
-            raise ValueError(f"{self.ENV} with options {options}: {error}") from error
-        return env.unwrapped
+        """Make one environment, without a time limit; see ``vwm.envs.env_ids.make_env`` for the errors."""
+        return make_env(self.ENV, {"render_mode": "rgb_array", **options}).unwrapped
 
     @abstractmethod
     def reset_env(self, env: Any, rng: np.random.Generator) -> Frames:
