@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -73,6 +75,12 @@ def test_the_reward_is_1_within_20_units_and_20_degrees(offset: tuple[float, ...
     at = np.array([50.0, 50, 300, 300, 1, 0, 0])
     env.reset(seed=0, options={"state": at, "goal": at + [*offset, 0, 0]})
     assert env.step(np.zeros(2))[1:3] == (reward, bool(reward))
+
+
+def test_where_pymunk_is_not_installed_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymunk", None)
+    with pytest.raises(ImportError, match=r"vwm/PushT-v0 needs a package.*'\.\[pusht\]'"):
+        make_env("vwm/PushT-v0")
 
 
 def test_the_environment_follows_gymnasiums_rules_and_starts_without_contact() -> None:

@@ -47,6 +47,22 @@ def test_every_decision_resets_the_world_with_the_last_frames_and_actions():
     assert policy.num_planned == [3, 3, 3] and len(policy.seconds) == 3
 
 
+@pytest.mark.parametrize(("replan_every", "starts"), [(2, [False, True, True]), (4, [False, False])])
+def test_a_search_starts_from_what_is_left_of_the_last_plan(replan_every, starts, monkeypatch):
+    task, given = TwoRoomsGoalTask(2, seed=4), []
+    task.ends = False
+    policy = MPCPolicy(ExactRooms(), CEM(horizon=4, samples=8, iterations=1), task.goals, replan_every=replan_every)
+    search = CEM.plan
+
+    def plan(planner, simulator, state, objective, seed, previous):
+        given.append(previous is not None)
+        return search(planner, simulator, state, objective, seed, previous)
+
+    monkeypatch.setattr(CEM, "plan", plan)
+    run_task_policy(task, policy, max_steps=6)
+    assert given == starts
+
+
 def test_reaches_goals_given_as_images():
     task = TwoRoomsGoalTask(24, seed=0)
     policy = MPCPolicy(ExactRooms(), CEM(), task.goals, lambda goals: GoalDistance(goals, "l2", "min"))
