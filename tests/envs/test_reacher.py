@@ -37,6 +37,20 @@ def test_steps_equal_those_of_the_suite_and_follow_from_the_state_alone(env: Rea
     assert np.abs(expected - start).max() > 0.1
 
 
+def test_arms_that_are_simulated_at_once_move_as_one_by_one(env: ReacherEnv) -> None:
+    rng = np.random.default_rng(0)
+    states, actions = rng.uniform(-2, 2, (8, 4)), rng.uniform(-1.5, 1.5, (8, 2)).astype(np.float32)
+    env.reset(seed=1)
+    before = env.full_state
+    simulated = env.simulate(states, actions, 10)
+    assert (env.full_state == before).all()
+    for state, action, reached in zip(states, actions, simulated, strict=True):
+        env.set_state(state)
+        for _ in range(10):
+            env.step(action)
+        assert env.full_state == pytest.approx(reached, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("offset", "reward"), [((0.049, -0.049), 1), ((0.051, 0), 0), ((0, 0.051), 0), ((2 * np.pi, 0), 0)]
 )

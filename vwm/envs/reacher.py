@@ -106,6 +106,25 @@ class ReacherEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             self.physics.data.qpos[:] = numbers[:2]
             self.physics.data.qvel[:] = numbers[2:]
 
+    def simulate(self, states: NDArray[np.float64], actions: NDArray[np.float32], steps: int) -> NDArray[np.float64]:
+        """Return where held actions lead from other states, as ``set_state`` and ``step`` would; nothing moves.
+
+        Args:
+            states: float64 [m, 4].
+            actions: float32 [m, 2].
+            steps: of the physics, for which an action is held.
+
+        Returns:
+            float64 [m, 4].
+        """
+        from mujoco import MjData, rollout
+
+        model = self.physics.model.ptr
+        starts = np.concatenate((np.zeros((len(states), 1)), states), axis=1)  # the time comes first
+        controls = np.clip(actions.astype(np.float64), -1, 1)[:, None].repeat(steps, axis=1)
+        reached, _ = rollout.rollout(model, MjData(model), starts, controls, nstep=steps)
+        return np.asarray(reached[:, -1, 1:])
+
     def close(self) -> None:
         """Free the physics and its renderer."""
         self.physics.free()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vwm.envs.push_t import ANGLE_TOLERANCE, POSITION_TOLERANCE, PUSH_T_ID, PushTEnv, push_t_errors
 from vwm.envs.reacher import ANGLE_TOLERANCE as JOINT_TOLERANCE
 from vwm.envs.reacher import REACHER_ID, ReacherEnv
-from vwm.planning.goal_task import Floats, Frames, StateGoalTask
+from vwm.planning.goal_task import ActionArray, Floats, Frames, StateGoalTask
 
 
 class PushTGoalTask(StateGoalTask):
@@ -103,6 +103,11 @@ class ReacherGoalTask(StateGoalTask):
     def state_distances(self, states: Floats, goals: Floats) -> Floats:
         """Return the larger difference of the two joints."""
         return np.asarray(np.abs(states[:, :2] - goals).max(axis=1))
+
+    def simulate(self, states: Floats, actions: ActionArray) -> Floats:
+        """Move all arms in one call of MuJoCo; see ``StateGoalTask.simulate``."""
+        env: ReacherEnv = self.envs[0]
+        return env.simulate(states, actions, self.frame_skip)
 
     def solved(self, distances: Floats) -> NDArray[np.bool_]:
         """Return which episodes reached the goal at any time."""
