@@ -33,12 +33,14 @@ class StableBaselinesVecEnv(VecEnv):
 
     Args:
         envs: in autoreset mode ``SAME_STEP``, which is Stable-Baselines3's.
+        sign_rewards: return only the signs of rewards, as is usual on Atari (arXiv 1312.5602); the infos then hold
+            the rewards themselves under ``reward``.
 
     Raises:
         ValueError: the environments are in another mode, or their actions are a ``Dict``.
     """
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+    def __init__(self, envs: VectorEnv[Any, Any, Any], sign_rewards: bool = False) -> None:
         mode = envs.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
@@ -48,6 +50,7 @@ class StableBaselinesVecEnv(VecEnv):
         if isinstance(envs.single_action_space, Dict):
             raise ValueError("Stable-Baselines3 takes no Dict of actions: make the environments with flat_actions=True")
         self.envs = envs
+        self.sign_rewards = sign_rewards
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> Any:
@@ -75,6 +78,9 @@ class StableBaselinesVecEnv(VecEnv):
                 last, final = info.pop("final_obs"), info.pop("final_info")
                 self.reset_infos[world], info = info, {**final, "terminal_observation": last}
             infos.append({**info, "TimeLimit.truncated": bool(truncated[world] and not terminated[world])})
+            if self.sign_rewards:
+                infos[-1]["reward"] = float(rewards[world])
+        rewards = np.sign(rewards) if self.sign_rewards else rewards
         return observations, rewards.astype(np.float32), dones, infos
 
     def close(self) -> None:

@@ -51,6 +51,17 @@ def test_episodes_differ_and_a_seed_repeats_an_episode() -> None:
     assert len({tuple(observation) for observation in (first, second, interrupted, other)}) == 4
 
 
+def test_it_learns_from_the_signs_of_rewards_and_reports_the_rewards_themselves(tmp_path: Path) -> None:
+    options = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "gamma": 1.0, "gae_lambda": 1.0}
+    env = GymnasiumEnvSpec("Pendulum-v1", time_limit=8)
+    ppo = PPO(env, num_envs=2, options=options, sign_rewards=True)
+    AgentTraining(tmp_path, ppo, 32).run()
+    learned = ppo.model.rollout_buffer.rewards.reshape(2, 8, 2)[:, :-1]  # to the last of 8, truncated, a value is added
+    assert set(np.unique(learned)) == {-1.0}
+    returns = [float(line.split(",")[1]) for line in (tmp_path / "metrics/episodes.csv").read_text().splitlines()[1:]]
+    assert len(returns) == 4 and all(each < -8.5 or -7.5 < each < 0 for each in returns)  # not 8 times -1
+
+
 def test_ppo_in_a_real_environment(tmp_path: Path) -> None:
     env_spec = GymnasiumEnvSpec("CartPole-v1")
     training = make_ppo(tmp_path, env_spec, 96, EvaluationConfig(50, 2))

@@ -28,6 +28,8 @@ class PPO(Algorithm):
         policy: of Stable-Baselines3; None takes ``CnnPolicy`` for images and ``MlpPolicy`` for vectors.
         options: of its ``PPO``, ``{n_steps: 128, ent_coef: 0.01}`` for example.
         deterministic: evaluations take the most likely action; False samples there, too.
+        sign_rewards: learn from the signs of rewards, as is usual on Atari; the returns that are reported stay those of
+            the environment.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class PPO(Algorithm):
         policy: str | None = None,
         options: dict[str, Any] | None = None,
         deterministic: bool = True,
+        sign_rewards: bool = False,
     ) -> None:
         check_positive(num_envs=num_envs)
         self.env = env
@@ -44,6 +47,7 @@ class PPO(Algorithm):
         self.policy_name = policy
         self.options = options or {}
         self.deterministic = deterministic
+        self.sign_rewards = sign_rewards
 
     def set_up(self, setup: TrainingSetup) -> None:
         """See ``Algorithm.set_up``. Raises ImportError where Stable-Baselines3 is not installed."""
@@ -93,7 +97,7 @@ class PPO(Algorithm):
         stable_baselines3 = _import_stable_baselines()
         from vwm.worlds.stable_baselines import StableBaselinesVecEnv
 
-        envs = StableBaselinesVecEnv(self.env.vector_env(self.num_envs, setup.seed))
+        envs = StableBaselinesVecEnv(self.env.vector_env(self.num_envs, setup.seed), self.sign_rewards)
         fitting = "CnnPolicy" if len(envs.observation_space.shape or ()) == 3 else "MlpPolicy"
         return stable_baselines3.PPO(
             self.policy_name or fitting, envs, seed=setup.seed, device=setup.device, **self.options
@@ -155,8 +159,9 @@ def _make_episode_counter(num_envs: int) -> Any:
             self.ended: list[dict[str, float]] = []
 
         def _on_step(self) -> bool:
-            for i, (reward, over) in enumerate(zip(self.locals["rewards"], self.locals["dones"], strict=True)):
-                self.returns[i] += float(reward)
+            steps = zip(self.locals["rewards"], self.locals["dones"], self.locals["infos"], strict=True)
+            for i, (reward, over, info) in enumerate(steps):
+                self.returns[i] += float(info.get("reward", reward))
                 self.lengths[i] += 1
                 if over:
                     row = {"step": self.num_timesteps, "return": self.returns[i], "length": float(self.lengths[i])}
