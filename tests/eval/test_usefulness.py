@@ -197,6 +197,8 @@ def test_a_world_with_memory_returns_to_where_it_was() -> None:
     assert result is not None and list(result) == ["left, then right"]
     assert result["left, then right"]["returned"] == float("inf") > result["left, then right"]["turning_point"]
     assert opposite_actions(ActionSpace("discrete", 2, ("fire", "up"))) == {}
+    learned = opposite_actions(ActionSpace("discrete", 3, ("left", "none", "right"), latent=True))
+    assert learned == {"left, then right": (torch.tensor(0), torch.tensor(2))}  # named by what they do
     one, other = opposite_actions(ActionSpace("continuous", 2, ("steer", "gas"), rest=(0, -1)))["steer -1, then +1"]
     assert one.tolist() == [-1, -1] and other.tolist() == [1, -1]
     pairs = opposite_actions(composite_space())

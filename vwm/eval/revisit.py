@@ -32,7 +32,7 @@ def opposite_actions(space: ActionSpace) -> dict[str, tuple[Tensor, Tensor]]:
     if space.is_discrete:
         names = [name.lower() for name in space.names]
         for one, other in OPPOSITES:
-            if not space.latent and one in names and other in names:
+            if one in names and other in names:
                 pairs[f"{one}, then {other}"] = (torch.tensor(names.index(one)), torch.tensor(names.index(other)))
         return pairs
     if space.is_composite:
