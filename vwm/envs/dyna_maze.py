@@ -13,6 +13,8 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
+from vwm.envs.render_mode import check_render_mode
+
 DYNA_MAZE_ID = "vwm/DynaMaze-v0"
 
 MAZE = (
@@ -51,8 +53,7 @@ class DynaMazeEnv(gymnasium.Env[Any, Any]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 8}  # noqa: RUF012 (Gymnasium's declaration)
 
     def __init__(self, render_mode: str | None = None) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode={render_mode!r} must be None or 'rgb_array'")
+        check_render_mode(render_mode)
         self.render_mode = render_mode
         self.rows, self.columns = len(MAZE), len(MAZE[0])
         self.observation_space = spaces.Discrete(self.rows * self.columns)

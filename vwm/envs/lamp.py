@@ -14,6 +14,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from vwm.core.action_parts import ActionPart
+from vwm.envs.render_mode import check_render_mode
 
 LAMP_ID = "vwm/Lamp-v0"
 
@@ -55,8 +56,7 @@ class LampEnv(gymnasium.Env[NDArray[np.uint8], dict[str, Any]]):
     """The parts of the actions with their names."""
 
     def __init__(self, render_mode: str | None = None) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode={render_mode!r} must be None or 'rgb_array'")
+        check_render_mode(render_mode)
         self.render_mode = render_mode
         self.observation_space = spaces.Box(0, 255, (ROOM_SIZE, ROOM_SIZE, 3), np.uint8)
         self.action_space = spaces.Dict(

@@ -14,7 +14,9 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
+from vwm.core.checks import check_positive
 from vwm.envs.push_t_physics import AGENT_RADIUS, ARENA_SIZE, PushTPhysics, draw_push_t
+from vwm.envs.render_mode import check_render_mode
 
 PUSH_T_ID = "vwm/PushT-v0"
 POSITION_TOLERANCE = 20.0
@@ -49,9 +51,8 @@ class PushTEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def __init__(self, image_size: int = 64, terminate: bool = False, render_mode: str | None = None) -> None:
         import pymunk  # noqa: F401 (raises ImportError here, and not in the first reset)
 
-        if image_size < 1 or render_mode not in (None, "rgb_array"):
-            raise ValueError(f"image_size must be 1 or more and render_mode None or 'rgb_array', got {image_size} "
-                             f"and {render_mode!r}")  # fmt: skip
+        check_positive(image_size=image_size)
+        check_render_mode(render_mode)
         self.image_size = image_size
         self.terminate = terminate
         self.render_mode = render_mode

@@ -13,6 +13,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
+from vwm.core.checks import check_positive
+from vwm.envs.render_mode import check_render_mode
+
 REACHER_ID = "vwm/Reacher-v0"
 ANGLE_TOLERANCE = 0.05
 """Largest difference of each joint at the goal, in rad."""
@@ -48,9 +51,8 @@ class ReacherEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def __init__(self, image_size: int = 64, terminate: bool = False, render_mode: str | None = None) -> None:
         from dm_control.suite import reacher
 
-        if image_size < 1 or render_mode not in (None, "rgb_array"):
-            raise ValueError(f"image_size must be 1 or more and render_mode None or 'rgb_array', got {image_size} "
-                             f"and {render_mode!r}")  # fmt: skip
+        check_positive(image_size=image_size)
+        check_render_mode(render_mode)
         self.image_size = image_size
         self.terminate = terminate
         self.render_mode = render_mode

@@ -14,6 +14,8 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
+from vwm.envs.render_mode import check_render_mode
+
 TWO_ROOMS_ID = "vwm/TwoRooms-v0"
 
 ARENA_SIZE = 64
@@ -71,8 +73,7 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
     ) -> None:
         if not step_size > 0:
             raise ValueError(f"step_size must be above 0 pixels, got {step_size}")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode={render_mode!r} must be None or 'rgb_array'")
+        check_render_mode(render_mode)
         self.random_wall = random_wall
         self.step_size = step_size
         self.terminate = terminate
