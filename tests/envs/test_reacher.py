@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+from vwm.envs.opengl import prepare_for_opengl
 from vwm.envs.reacher import ReacherEnv
 
+prepare_for_opengl()
 suite = pytest.importorskip("dm_control.suite", reason="dm_control is not installed")
 
 
@@ -81,3 +85,19 @@ def test_images_show_the_arm_and_no_target(env: ReacherEnv) -> None:
     assert image is not None and image.shape == (64, 64, 3) and (image == env.render()).all()
     env.set_state([2.0, 0.4, 0, 0])
     assert (image != env.render()).any()
+
+
+def test_pytorchs_compiler_is_imported_after_an_image_was_drawn() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    script = (
+        "from vwm.envs.env_ids import make_env\n"
+        "env = make_env('vwm/Reacher-v0', {'render_mode': 'rgb_array'})\n"
+        "env.reset(seed=0)\n"
+        "assert env.render().any()\n"
+        "print('drawn', flush=True)\n"
+        "import triton\n"  # crashes where Mesa's LLVM was loaded first
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    if "drawn" not in done.stdout:
+        pytest.skip(f"MuJoCo cannot draw here: {done.stderr[-300:]}")
+    assert done.returncode == 0

@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium
 
 from vwm.core.suggestions import suggest
+from vwm.envs.opengl import prepare_for_opengl
 
 MAX_ENV_SEED = 2**31 - 1
 """Upper bound of the seeds that environments are given: Crafter and Procgen take 31 bits."""
@@ -58,6 +59,8 @@ def make_env(env_id: str, options: Mapping[str, Any] | None = None) -> Any:
 
         return ProcgenEnv(env_id.removeprefix("procgen:"), **options)
     module = env_id.partition(":")[0] if ":" in env_id else None
+    if "dm_control" in env_id:
+        prepare_for_opengl()
     try:
         if env_id.startswith("ALE/"):
             import ale_py
@@ -67,7 +70,10 @@ def make_env(env_id: str, options: Mapping[str, Any] | None = None) -> Any:
             importlib.import_module(BUILT_IN_ENV_MODULES[env_id])
         if module and importlib.util.find_spec(module.partition(".")[0]) is None:
             sys.path.append(str(Path.cwd()))  # a module in the current folder
-        return gymnasium.make(env_id, disable_env_checker=True, **options)
+        env = gymnasium.make(env_id, disable_env_checker=True, **options)
+        if "mujoco" in sys.modules:  # Gymnasium's own environments load OpenGL when they first draw
+            prepare_for_opengl()
+        return env
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         if module and importlib.util.find_spec(module.partition(".")[0]) is None:
             raise ImportError(

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from vwm.core.checks import check_positive
+from vwm.envs.opengl import prepare_for_opengl
 from vwm.envs.render_mode import check_render_mode
 
 REACHER_ID = "vwm/Reacher-v0"
@@ -49,6 +50,7 @@ class ReacherEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     """Names of the values of ``state``."""
 
     def __init__(self, image_size: int = 64, terminate: bool = False, render_mode: str | None = None) -> None:
+        prepare_for_opengl()
         from dm_control.suite import reacher
 
         check_positive(image_size=image_size)
