@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vwm.core.frames import frames_to_float
 from vwm.core.network_base import ModelMixin
+from vwm.core.simulator import SimulatorSpec
 
 
 class FeatureExtractor(ABC):
@@ -47,6 +48,12 @@ class FeatureExtractor(ABC):
             there_are = f"layers 0..{depth - 1}" if depth else "no layers to choose from"
             raise ValueError(f"layer={layer}: a {type(self).__name__} has {there_are}")
         self.layer = layer if layer is None else layer % depth
+
+    def take_clip_size(self, spec: SimulatorSpec) -> None:
+        """Take the frame size of a simulator, and a clip of two of its latents where they hold several frames."""
+        self.image_size = spec.context.image_size
+        if spec.frames_per_step > 1:
+            self.frames = 1 + spec.frames_per_step  # the first latent holds the first frame only
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""OpenGL beside PyTorch's compiler in one process."""
+"""OpenGL and PyTorch's compiler in one process."""
 
 from __future__ import annotations
 

@@ -17,9 +17,7 @@ class AutoregressiveFeatureExtractor(FeatureExtractor):
     def __init__(self, simulator: AutoregressiveSimulator, layer: int | None = None) -> None:
         depth = len(simulator.dynamics.transformer.blocks)
         super().__init__(simulator.networks(), depth, default_probe_layer(depth) if layer is None else layer)
-        self.image_size = simulator.spec.context.image_size
-        if simulator.spec.frames_per_step > 1:
-            self.frames = 1 + simulator.spec.frames_per_step  # the first latent holds the first frame only
+        self.take_clip_size(simulator.spec)
 
     def tokens(self, video: Tensor) -> Tensor:
         dynamics: AutoregressiveDynamics = self.networks["dynamics"]

@@ -22,9 +22,7 @@ class DiTFeatureExtractor(FeatureExtractor):
         depth = len(simulator.dynamics.transformer.blocks)
         networks = {name: part for name, part in simulator.networks().items() if name not in ("outcomes", "policy")}
         super().__init__(networks, depth, default_probe_layer(depth) if layer is None else layer)
-        self.image_size = simulator.spec.context.image_size
-        if simulator.spec.frames_per_step > 1:
-            self.frames = 1 + simulator.spec.frames_per_step  # the first latent holds the first frame only
+        self.take_clip_size(simulator.spec)
         self.context_noise = simulator.sampling.context_noise
 
     def tokens(self, video: Tensor) -> Tensor:

@@ -20,9 +20,7 @@ class GenieFeatureExtractor(FeatureExtractor):
     def __init__(self, simulator: GenieSimulator, layer: int | None = None) -> None:
         depth = len(simulator.dynamics.transformer.blocks)
         super().__init__(simulator.networks(), depth, default_probe_layer(depth) if layer is None else layer)
-        self.image_size = simulator.spec.context.image_size
-        if simulator.spec.frames_per_step > 1:
-            self.frames = 1 + simulator.spec.frames_per_step  # the first latent holds the first frame only
+        self.take_clip_size(simulator.spec)
 
     def tokens(self, video: Tensor) -> Tensor:
         dynamics: MaskGITDynamics = self.networks["dynamics"]
