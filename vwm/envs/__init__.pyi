@@ -16,6 +16,8 @@ from .composite_actions import CompositeEnvActions as CompositeEnvActions
 from .crafter import CrafterEnv as CrafterEnv
 from .dyna_maze import DynaMazeEnv as DynaMazeEnv
 from .env_ids import make_env as make_env
+from .goal_env import GoalEnv as GoalEnv
+from .goal_env import StateGoalEnv as StateGoalEnv
 from .held_actions import HeldActionEnv as HeldActionEnv
 from .lamp import LampEnv as LampEnv
 from .lane_following import RoadPoint as RoadPoint

@@ -14,8 +14,8 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from vwm.core.checks import check_positive
+from vwm.envs.goal_env import StateGoalEnv
 from vwm.envs.opengl import prepare_for_opengl
-from vwm.envs.render_mode import check_render_mode
 
 REACHER_ID = "vwm/Reacher-v0"
 ANGLE_TOLERANCE = 0.05
@@ -24,15 +24,12 @@ WRIST_LIMIT = np.deg2rad(160)
 """Largest angle of the second joint at a start, in rad, which is also the model's limit."""
 
 
-class ReacherEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+class ReacherEnv(StateGoalEnv):
     """A planar arm of two joints, with a goal for their angles; no angle is wrapped.
 
     Actions in [-1, 1]^2 are torques of the joints as shares of the largest. Observations are states, float32 [4], see
-    ``state_names``; ``render`` shows the arm from above. The reward is 1 where each joint is within 0.05 rad of the
-    goal, and 0 elsewhere.
-
-    ``reset(options=...)`` takes ``state``, float [4], and ``goal``, float [2]; what it omits is drawn at random, at
-    rest.
+    ``state_names``; ``render`` shows the arm from above. Goals are angles, float [2], and reached where each joint is
+    within 0.05 rad; see ``StateGoalEnv`` for rewards and the options of ``reset``.
 
     Args:
         image_size: side of what ``render`` shows, in pixels.
@@ -47,22 +44,18 @@ class ReacherEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 (Gymnasium's declaration)
     state_names = ("shoulder", "wrist", "shoulder_velocity", "wrist_velocity")
-    """Names of the values of ``state``."""
+    goal_size = 2
 
     def __init__(self, image_size: int = 64, terminate: bool = False, render_mode: str | None = None) -> None:
         prepare_for_opengl()
         from dm_control.suite import reacher
 
         check_positive(image_size=image_size)
-        check_render_mode(render_mode)
+        super().__init__(terminate, render_mode)
         self.image_size = image_size
-        self.terminate = terminate
-        self.render_mode = render_mode
         self.observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.physics: Any = reacher.Physics.from_xml_string(*reacher.get_model_and_assets())
         self.physics.named.model.mat_rgba["target", 3] = 0.0
-        self.goal = np.full(2, np.nan)
 
     @property
     def state(self) -> NDArray[np.float32]:
@@ -74,41 +67,32 @@ class ReacherEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """The state in the precision of the physics, float64 [4]."""
         return np.concatenate((self.physics.data.qpos, self.physics.data.qvel))
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start an episode; every reset draws its start and its goal, also where options replace them."""
-        super().reset(seed=seed)
-        options = options or {}
-        if unknown := set(options) - {"state", "goal"}:
-            raise ValueError(f"options {sorted(unknown)} are not known; there are state and goal")
-        start, goal = (self.np_random.uniform(-1, 1, 2) * (np.pi, WRIST_LIMIT) for _ in range(2))
-        self.set_state(options.get("state", [*start, 0, 0]))
-        self.goal = _check_numbers("goal", options.get("goal", goal), 2)
-        return self.state, {"goal": self.goal.copy()}
+    def set_state(self, state: ArrayLike) -> None:
+        """Bring the arm to a state, float [4]; see ``StateGoalEnv.set_state``."""
+        numbers = self.check_state(state)
+        with self.physics.reset_context():
+            self.physics.data.qpos[:] = numbers[:2]
+            self.physics.data.qvel[:] = numbers[2:]
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Apply torques for one step of the physics; actions are clipped to [-1, 1]."""
-        self.physics.set_control(np.clip(np.asarray(action, np.float64), -1, 1))
+    def draw_state(self) -> NDArray[np.float64]:
+        """Draw the angles of an arm at rest."""
+        return np.array([*self.np_random.uniform(-1, 1, 2) * (np.pi, WRIST_LIMIT), 0, 0])
+
+    def move(self, action: NDArray[np.float64]) -> None:
+        """Apply torques for one step of the physics."""
+        self.physics.set_control(action)
         self.physics.step()
-        at_goal = bool((np.abs(self.physics.data.qpos - self.goal) < ANGLE_TOLERANCE).all())
-        return self.state, float(at_goal), self.terminate and at_goal, False, {"goal": self.goal.copy()}
 
-    def render(self) -> NDArray[np.uint8] | None:
-        """Return the image, without shadows and reflections; None without a render mode."""
-        if self.render_mode is None:
-            return None
+    def at_goal(self) -> bool:
+        """Return whether each joint is within the tolerance."""
+        return bool((np.abs(self.physics.data.qpos - self.goal) < ANGLE_TOLERANCE).all())
+
+    def draw(self) -> NDArray[np.uint8]:
+        """Render the arm without shadows and reflections, uint8 [image_size, image_size, 3]."""
         flags = {"shadow": False, "reflection": False}
         return np.asarray(
             self.physics.render(self.image_size, self.image_size, camera_id=0, render_flag_overrides=flags)
         )
-
-    def set_state(self, state: ArrayLike) -> None:
-        """Bring the arm to a state, float [4]; what follows depends on it alone."""
-        numbers = _check_numbers("state", state, 4)
-        with self.physics.reset_context():
-            self.physics.data.qpos[:] = numbers[:2]
-            self.physics.data.qvel[:] = numbers[2:]
 
     def simulate(self, states: NDArray[np.float64], actions: NDArray[np.float32], steps: int) -> NDArray[np.float64]:
         """Return where held actions lead from other states, as ``set_state`` and ``step`` would; nothing moves.
@@ -132,13 +116,6 @@ class ReacherEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def close(self) -> None:
         """Free the physics and its renderer."""
         self.physics.free()
-
-
-def _check_numbers(name: str, given: ArrayLike, count: int) -> NDArray[np.float64]:
-    numbers = np.array(given, np.float64)
-    if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise ValueError(f"options[{name!r}] must be {count} finite numbers, got {given!r}")
-    return numbers
 
 
 if REACHER_ID not in gymnasium.registry:

@@ -6,6 +6,7 @@ pixel (row, column) covers the square from (column, row) to (column + 1, row + 1
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -14,7 +15,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
-from vwm.envs.render_mode import check_render_mode
+from vwm.envs.goal_env import GoalEnv
 
 TWO_ROOMS_ID = "vwm/TwoRooms-v0"
 
@@ -39,13 +40,13 @@ Position = NDArray[np.float64]
 FloatOrArray = NDArray[np.float64] | float
 
 
-class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
+class TwoRoomsEnv(GoalEnv[NDArray[np.uint8]]):
     """A disc in a square arena, which a wall with a door cuts into a left and a right room.
 
     Observations are images, uint8 [64, 64, 3], drawn anti-aliased so that fractions of a pixel show. Actions in
     [-1, 1]^2 (right, down) move the disc by at most ``step_size`` pixels; a wall removes the component of a
     move that would enter it, so that the agent slides along it. A goal is a position that is not drawn: ``render_at``
-    draws the image that the agent would see there. The reward is 1 at the goal and 0 elsewhere.
+    draws the image that the agent would see there.
 
     ``reset(options=...)`` takes ``start`` and ``goal`` ((x, y) each), ``wall`` (x of the wall) and ``door`` (y of the
     door's middle); what it omits is drawn at random. ``info`` holds ``goal`` and ``distance``.
@@ -61,8 +62,8 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's declaration)
+    option_names = ("start", "goal", "wall", "door")
     state_names = ("x", "y", "wall", "door")
-    """Names of the values of ``state``."""
 
     def __init__(
         self,
@@ -73,47 +74,45 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
     ) -> None:
         if not step_size > 0:
             raise ValueError(f"step_size must be above 0 pixels, got {step_size}")
-        check_render_mode(render_mode)
+        super().__init__(terminate, render_mode)
         self.random_wall = random_wall
         self.step_size = step_size
-        self.terminate = terminate
-        self.render_mode = render_mode
         self.observation_space = spaces.Box(0, 255, (ARENA_SIZE, ARENA_SIZE, 3), np.uint8)
-        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.wall = self.door = ARENA_SIZE / 2
-        self.position = self.goal = np.full(2, np.nan)  # nowhere before the first reset
+        self.position: Position = np.full(2, np.nan)  # nowhere before the first reset
 
     @property
     def state(self) -> NDArray[np.float32]:
         """Return the positions of agent, wall and door: float32 [4], see ``state_names``."""
         return np.array([*self._current_position(), self.wall, self.door], np.float32)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Start an episode; every reset draws the same number of random numbers, for all options."""
-        super().reset(seed=seed)
-        options = options or {}
-        if unknown := set(options) - {"start", "goal", "wall", "door"}:
-            raise ValueError(f"options {sorted(unknown)} are not known; there are start, goal, wall and door")
+    def start(self, options: Mapping[str, Any]) -> None:
+        """See ``GoalEnv.start``."""
         wall, door = sample_room_layout(self.np_random) if self.random_wall else (ARENA_SIZE / 2, ARENA_SIZE / 2)
         self.wall, self.door = _check_layout(options.get("wall", wall), options.get("door", door))
         start, goal = self.sample_position(self.np_random), self.sample_position(self.np_random)
         self.position = self._check_position("start", options.get("start", start))
         self.goal = self._check_position("goal", options.get("goal", goal))
-        return self.render_at(self.position), self._info()
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Move the agent; actions are clipped to [-1, 1]."""
-        step = self.step_size * np.clip(np.asarray(action, np.float64), -1, 1)
-        self.position = move_with_collisions(self._current_position(), step, self.wall, self.door)
-        info = self._info()
-        at_goal = bool(info["distance"] <= GOAL_RADIUS)
-        return self.render_at(self.position), float(at_goal), self.terminate and at_goal, False, info
+    def move(self, action: NDArray[np.float64]) -> None:
+        """Move the agent, up to the walls."""
+        self.position = move_with_collisions(self._current_position(), self.step_size * action, self.wall, self.door)
 
-    def render(self) -> NDArray[np.uint8] | None:
-        """Return the image; None without a render mode."""
-        return None if self.render_mode is None else self.render_at(self._current_position())
+    def at_goal(self) -> bool:
+        """Return whether the agent is within ``GOAL_RADIUS`` of the goal."""
+        return self._distance() <= GOAL_RADIUS
+
+    def observe(self) -> NDArray[np.uint8]:
+        """Return the image."""
+        return self.draw()
+
+    def draw(self) -> NDArray[np.uint8]:
+        """Draw the agent where it is: uint8 [64, 64, 3]."""
+        return self.render_at(self._current_position())
+
+    def info(self) -> dict[str, Any]:
+        """See ``GoalEnv.info``; also the distance to the goal, in pixels."""
+        return {**super().info(), "distance": self._distance()}
 
     def render_at(self, position: ArrayLike) -> NDArray[np.uint8]:
         """Draw the agent at (x, y) with the wall and door of this episode: uint8 [64, 64, 3]."""
@@ -137,8 +136,8 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
             raise ResetNeeded("call reset() first")
         return self.position
 
-    def _info(self) -> dict[str, Any]:
-        return {"goal": self.goal.copy(), "distance": float(np.linalg.norm(self._current_position() - self.goal))}
+    def _distance(self) -> float:
+        return float(np.linalg.norm(self._current_position() - self.goal))
 
     def _check_position(self, name: str, given: ArrayLike) -> Position:
         position = np.array(given, np.float64)
