@@ -1,4 +1,4 @@
-"""Mixtures of data sets, of buckets and of ends of episodes: exact shares, in a pure order."""
+"""Mixtures of data sets, of buckets, of ends of episodes and of rewards: exact shares, in a pure order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from vwm.data.shards import ShardWriter
 
 
 def write(folder: Path, lengths: list[int], value: int, side: int = 4, ended: bool = True, **meta) -> str:
-    """Write one shard per five episodes. Frame i of an episode holds ``value`` and i; every second one terminated."""
+    """Write one shard per five episodes. Frame i of an episode holds ``value`` and i.
+
+    If ``ended``, every second one terminated, and every seventh action from the third one on was rewarded.
+    """
     for first in range(0, len(lengths), 5):
         with ShardWriter(folder / f"shard-{first:06d}.tar") as writer:
             for number, length in enumerate(lengths[first : first + 5], first):
@@ -32,7 +35,9 @@ def write(folder: Path, lengths: list[int], value: int, side: int = 4, ended: bo
                 frames[..., 0], frames[:, ..., 1] = value, np.arange(length)[:, None, None]
                 terminated = ended and number % 2 == 0
                 scores = {"scores": {"quality": number / 10}}
-                episode = Episode(frames, np.arange(length), meta=scores | meta, terminated=terminated)
+                actions = np.arange(length)
+                rewards = np.where(actions % 7 == 3, -1, 0).astype(np.float32) if ended else None
+                episode = Episode(frames, actions, rewards, meta=scores | meta, terminated=terminated)
                 writer.write(f"{value}-{number}", episode)
     return str(folder)
 
@@ -122,6 +127,51 @@ def test_ends_come_from_data_sets_that_have_them(folders: list[str]) -> None:
         make_clip_dataset(folders[2], 4, mixture=MixtureOptions(0.5))
 
 
+@pytest.mark.parametrize("ends", [None, 0.25])
+def test_clips_around_rewards_have_their_share(folders: list[str], ends: float | None) -> None:
+    mixture = MixtureOptions(ends, rewards_share=0.4)
+    clips = make_clip_dataset(folders[0], 4, seed=2, fields=("frames", "rewards"), mixture=mixture)
+    assert len(clips.order) == len(make_clip_dataset(folders[0], 4).order)
+    assert isinstance(clips.order, MixedOrder)
+    source = next(source for source in clips.order.sources if source.name == "around rewards")
+    passes = [[clips.read(source.order.address(epoch, i)) for i in range(len(source.order))] for epoch in range(12)]
+    rewarded = [1 + (length - 4) // 7 for length in (9, 14, 8, 30, 11, 5, 21)]
+    assert [len(one) for one in passes] == [sum(rewarded)] * 12  # each reward once a pass
+    places = Counter(int(np.argmax(clip["rewards"] != 0)) for one in passes for clip in one)
+    assert set(places) == {0, 1, 2, 3} and all((clip["rewards"] != 0).sum() == 1 for one in passes for clip in one)
+    assert len({int(clip["frames"][0, 0, 0, 1]) for one in passes for clip in one}) > 10
+    drawn = count_drawn(clips.order, 0, 200)
+    assert drawn["around rewards"] == 80 and drawn.get("ends of episodes", 0) == 200 * (ends or 0)
+
+
+def test_a_reward_between_latents_is_in_a_clip_of_whole_latents(tmp_path: Path) -> None:
+    """With k frames per latent, the latent that an action leads from or into is in the clip that it is drawn for."""
+    from vwm.data.mixtures import _find_rewarded
+
+    path = write(tmp_path / "a", [30], 1)
+    (shard,) = make_clip_dataset(path, 4).shards
+    entry = shard.episodes[0]
+    events = _find_rewarded(f"{path}/shard-000000.tar", entry, 4)
+    assert events.tolist() == [1, 3, 5, 6]  # of the actions 3, 10, 17, 24: latent n holds the frames 4 n - 3 to 4 n
+    for epoch in range(5):
+        order = ClipOrder([shard], 9, frames_per_latent=4, events=[[events]])
+        starts = [order.address(epoch, i).start for i in range(4)]
+        assert all(start % 4 == 0 and start + 9 <= 30 for start in starts)
+        held = [{e for e in events.tolist() if start <= 4 * e <= start + 8} for start in starts]
+        assert set.union(*held) == set(events.tolist())
+
+
+def test_rewards_come_from_data_sets_that_have_them(folders: list[str]) -> None:
+    clips = make_clip_dataset({folders[0]: 1, folders[2]: 1}, 4, mixture=MixtureOptions(rewards_share=0.5))
+    assert Counter(drawn_sets(clips, 40)) == {1: 20, 3: 20}
+    drawn = count_drawn(clips.order, 0, 40)
+    assert drawn[f"{folders[0]}, around rewards"] == 10 and drawn[folders[2]] == 20
+    with pytest.raises(NotEnoughClipsError, match=r"rewards_share is 0\.5, but no action of .* was rewarded"):
+        make_clip_dataset(folders[2], 4, mixture=MixtureOptions(rewards_share=0.5))
+    with pytest.raises(ValueError, match=r"ends_share 0\.5 and data\.rewards_share 0\.6 are more than all"):
+        VideoDataModule(folders[0], ends_share=0.5, rewards_share=0.6)
+
+
 def test_an_index_of_before_does_not_say_what_terminated(folders: list[str]) -> None:
     usual = make_clip_dataset(folders[0], 4, mixture=MixtureOptions(0.5))
     for shard in usual.paths:
@@ -174,7 +224,7 @@ def test_a_bucket_that_no_episode_fills_is_named(folders: list[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 def test_batches_do_not_depend_on_workers_ranks_and_resumes(folders: list[str]) -> None:
-    options = MixtureOptions(0.2, EpisodeBuckets("frames", [10], [1, 2]))
+    options = MixtureOptions(0.2, EpisodeBuckets("frames", [10], [1, 2]), 0.3)
 
     def loader(size: int = 4, **where) -> ClipLoader:
         weights = {folders[0]: 3, folders[1]: 1, folders[2]: 0.5}
@@ -204,7 +254,11 @@ def test_batches_do_not_depend_on_workers_ranks_and_resumes(folders: list[str]) 
 
 def test_other_weights_are_another_order(folders: list[str]) -> None:
     state = ClipLoader(make_clip_dataset({folders[0]: 3, folders[1]: 1}, 4), 2).state_dict()
-    for weights, options in (({folders[0]: 2, folders[1]: 1}, (None,)), ({folders[0]: 3, folders[1]: 1}, (0.2,))):
+    for weights, options in (
+        ({folders[0]: 2, folders[1]: 1}, (None,)),
+        ({folders[0]: 3, folders[1]: 1}, (0.2,)),
+        ({folders[0]: 3, folders[1]: 1}, (None, None, 0.2)),
+    ):
         loader = ClipLoader(make_clip_dataset(weights, 4, mixture=MixtureOptions(*options)), 2)
         with pytest.raises(ValueError, match="the shards or their weights differ"):
             loader.load_state_dict(state)

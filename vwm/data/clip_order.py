@@ -48,6 +48,8 @@ class ClipOrder:
             ``1 + k n`` frames start at multiples of k.
         chosen: bool [episodes] of each shard, the episodes whose clips are taken; None takes all.
         only_ends: take one clip of each episode, its last one.
+        events: int64 [events] of each episode of each shard, frames (latents, if k > 1): take one clip for each, which
+            holds it at a random place. Episodes shorter than a clip have none.
         branch: numbers that make the order independent of others with the same seed; ``MixedOrder`` sets them.
         stills: take an episode of one frame as a clip, too, whatever the length of clips.
 
@@ -70,6 +72,7 @@ class ClipOrder:
         frames_per_latent: int = 1,
         chosen: Sequence[NDArray[np.bool_]] | None = None,
         only_ends: bool = False,
+        events: Sequence[Sequence[NDArray[np.int64]]] | None = None,
         branch: tuple[int, ...] = (),
         stills: bool = False,
     ) -> None:
@@ -84,6 +87,12 @@ class ClipOrder:
         if stills:
             self._counts = [
                 np.maximum(counts, lengths == 1) for counts, lengths in zip(self._counts, self._lengths, strict=True)
+            ]
+        self._events = events
+        if events is not None:
+            self._counts = [
+                np.array([len(p) for p in positions], np.int64) * (counts > 0)
+                for positions, counts in zip(events, self._counts, strict=True)
             ]
         if chosen is not None:
             self._counts = [counts * mask for counts, mask in zip(self._counts, chosen, strict=True)]
@@ -106,6 +115,8 @@ class ClipOrder:
                 f"{max(frames, default=0)}. Set a smaller clip_length or stride, or ingest with a longer clip length."
             )
         digest = hashlib.blake2b(b"stills;" if stills else b"", digest_size=8)
+        for positions in events or ():
+            digest.update(f"{[p.tolist() for p in positions]};".encode())
         for shard, episodes in zip(shards, kept, strict=True):
             digest.update(f"{shard.tar}:{shard.hash}:{[e.key for e in episodes]};".encode())
         self.index_hash = digest.hexdigest()
@@ -124,13 +135,22 @@ class ClipOrder:
         members = shards[block * self.shards_per_block : (block + 1) * self.shards_per_block]
         shard, episode, clip = self._block_clips(epoch, block, tuple(int(m) for m in members))[position - first]
         seed = self._rng(2, epoch, position).integers(1 << 31)
-        offset = 0
-        slack = self._lengths[shard][episode] - self._counts[shard][episode] * self.span
+        first_unit = self._first_unit(epoch, int(shard), int(episode), int(clip))
+        return ClipAddress(int(shard), int(episode), first_unit * self.unit, int(seed))
+
+    def _first_unit(self, epoch: int, shard: int, episode: int, clip: int) -> int:
+        """The frame, or latent, that a clip of an episode begins with."""
+        length = int(self._lengths[shard][episode])
+        if self._events is not None:
+            before = (
+                int(self._rng(3, epoch, shard, episode, clip).integers(self.span)) if self.shuffle else self.span // 2
+            )
+            return min(max(int(self._events[shard][episode][clip]) - before, 0), length - self.span)
+        slack = max(length - int(self._counts[shard][episode]) * self.span, 0)
         if self._only_ends:
-            offset = max(int(slack), 0)
-        elif self.shuffle:
-            offset = int(self._rng(3, epoch, shard, episode).integers(max(slack, 0) + 1))
-        return ClipAddress(int(shard), int(episode), (offset + int(clip) * self.span) * self.unit, int(seed))
+            return slack
+        offset = int(self._rng(3, epoch, shard, episode).integers(slack + 1)) if self.shuffle else 0
+        return offset + clip * self.span
 
     def _rng(self, *numbers: int) -> np.random.Generator:
         seeds = np.random.SeedSequence((self.seed, *map(int, numbers)), spawn_key=self._branch)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
-import os
-import re
-import signal
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clip_order import NotEnoughClipsError
 from vwm.data.clips import ClipBatch, ClipDataset, collate_clips
 from vwm.data.mixtures import UNMIXED, DataPath, EpisodeBuckets, MixtureOptions, count_drawn
+from vwm.data.reader_processes import ignore_ended_workers, kill_workers, prepare_worker, worker_message
 from vwm.data.shard_cache import ShardCache, user_cache
 
 
@@ -116,15 +113,15 @@ class ClipLoader:
             # The platform's own default: TorchRL's import sets spawn, where each worker imports torch for seconds.
             multiprocessing_context=multiprocessing.get_all_start_methods()[0] if self.workers else None,
             collate_fn=collate_clips,
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=prepare_worker,
             pin_memory=torch.cuda.is_available(),
             timeout=self.timeout if self.workers else 0,
             # By default, a DataLoader draws from the global generator, and a resumed run would differ.
             generator=torch.Generator().manual_seed(0),
         )
         if self.workers:
-            atexit.unregister(_kill_workers)
-            atexit.register(_kill_workers)
+            atexit.unregister(kill_workers)
+            atexit.register(kill_workers)
         batches = iter(loader)
         while True:
             try:
@@ -132,13 +129,13 @@ class ClipLoader:
             except StopIteration:
                 return
             except (StoreError, FileNotFoundError) as error:
-                raise type(error)(_worker_message(error)) from error
+                raise type(error)(worker_message(error)) from error
             except ValueError as error:
-                raise ValueError(_worker_message(error)) from error
+                raise ValueError(worker_message(error)) from error
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
-                _ignore_ended_workers()
+                ignore_ended_workers()
                 raise ChildProcessError(
                     f"a reader process ended unexpectedly ({error}). Often the memory is full: set fewer data.workers "
                     "or a smaller data.batch_size"
@@ -181,41 +178,6 @@ class ClipLoader:
                     "start a new run from the weights of this one."
                 )
         self.global_batches = state["global_batches"]
-
-
-def _worker_message(error: Exception) -> str:
-    """Return the message of an error in a reader process, without the traceback that torch puts before it."""
-    text = str(error)
-    if "Original Traceback" not in text:
-        return text
-    return re.split(rf"\n(?:[\w.]+\.)?{type(error).__name__}: ", text.rstrip())[-1]
-
-
-def _ignore_ended_workers() -> None:
-    """Stop torch's handler, which raises an error wherever the program is when a reader process ends."""
-    with suppress(ValueError, AttributeError):  # not the main thread, or no such signal
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
-def _kill_workers() -> None:
-    """End reader processes when this one ends: they ignore the first signal, and would be waited for without end."""
-    _ignore_ended_workers()
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-def _prepare_worker(worker: int) -> None:
-    """Keep a worker running until the run is saved: schedulers and terminals send signals to every process of a job.
-
-    A spawned worker (the only kind on macOS and Windows) ends at once, without tearing down the interpreter, which
-    would abort it where the thread that sends batches still holds a tensor.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
-    for number in (signal.SIGUSR1, signal.SIGUSR2):  # SLURM's notice before a limit
-        signal.signal(number, signal.SIG_IGN)
-    atexit.register(os._exit, 0)
 
 
 class _BatchSampler(Sequence[list[tuple[int, int]]]):
@@ -265,6 +227,8 @@ class VideoDataModule(L.LightningDataModule):
             that of encoded shards where latents are read, else 1.
         ends_share: share of the training clips that are drawn from the ends of episodes which terminated, so that a
             model learns when its world ends; such a clip ends with the episode. The others come as without it.
+        rewards_share: share of the training clips that hold a rewarded action at a random place, each such action as
+            often as the others, so that rare rewards are learned. Training begins with reading all rewards.
         buckets: weights of the training episodes by their duration or by a score.
         cache_gb: size in GB of a cache on disk of what is read from remote shards; null keeps none. Processes and runs
             share it.
@@ -291,6 +255,7 @@ class VideoDataModule(L.LightningDataModule):
         labeled_fraction: float = 1.0,
         frames_per_latent: int | None = None,
         ends_share: float | None = None,
+        rewards_share: float | None = None,
         buckets: EpisodeBuckets | None = None,
         cache_gb: float | None = None,
         cache_folder: str | None = None,
@@ -300,7 +265,8 @@ class VideoDataModule(L.LightningDataModule):
         check_positive(
             clip_length=clip_length, batch_size=batch_size, stride=stride, frames_per_latent=frames_per_latent
         )
-        check_fraction(val_fraction=val_fraction, labeled_fraction=labeled_fraction, ends_share=ends_share)
+        check_fraction(val_fraction=val_fraction, labeled_fraction=labeled_fraction)
+        check_fraction(ends_share=ends_share, rewards_share=rewards_share)
         check_not_negative(workers=workers, timeout=timeout)
         self.path = path
         self.clip_length = clip_length
@@ -320,7 +286,7 @@ class VideoDataModule(L.LightningDataModule):
             self.cache = ShardCache(Path(cache_folder or user_cache() / "pieces"), int(cache_gb * 1e9))
         self.stills = stills
         self._train_loader: ClipLoader | None = None
-        self.mixture = MixtureOptions(ends_share or None, buckets)
+        self.mixture = MixtureOptions(ends_share or None, buckets, rewards_share or None)
         self.global_batch: int | None = None
         self.processes_per_clip = 1
         """Consecutive processes that get the same clips."""

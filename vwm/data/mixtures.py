@@ -1,4 +1,4 @@
-"""Mixtures: training clips from several data sets by weight, from buckets of episodes, and from ends of episodes."""
+"""Mixtures: training clips from data sets by weight, from buckets of episodes, from their ends, and around rewards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vwm.data.clip_order import ClipOrder, NotEnoughClipsError
 from vwm.data.mixed_order import ClipSequence, ClipSource, MixedOrder
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards
-from vwm.data.shard_reading import read_episode_metadata
+from vwm.data.shard_reading import read_array, read_episode_metadata
 
 DataPath = str | Sequence[str] | Mapping[str, float]
 """Shards: a folder, tar, pattern or address; several of them; or several with their weights."""
@@ -107,11 +107,24 @@ def _read_weight(name: str, weight: float) -> Fraction:
     return exact
 
 
-class MixtureOptions(NamedTuple):
-    """What ``make_order`` draws more often: see ``vwm.data.datamodule.VideoDataModule``."""
+@dataclass(frozen=True)
+class MixtureOptions:
+    """What ``make_order`` draws more often: see ``vwm.data.datamodule.VideoDataModule``.
+
+    Raises:
+        ValueError: the shares are more than all clips.
+    """
 
     ends_share: float | None = None
     buckets: EpisodeBuckets | None = None
+    rewards_share: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.ends_share or 0) + (self.rewards_share or 0) > 1:
+            raise ValueError(
+                f"data.ends_share {self.ends_share:g} and data.rewards_share {self.rewards_share:g} are more than all "
+                "clips together: lower one of them"
+            )
 
 
 UNMIXED = MixtureOptions()
@@ -130,7 +143,8 @@ def make_order(
         make: makes a ``ClipOrder`` of shards.
 
     Raises:
-        NotEnoughClipsError: a data set or bucket with a weight has no clip, or no episode terminated.
+        NotEnoughClipsError: a data set or bucket with a weight has no clip, no episode terminated, or no action
+            was rewarded.
     """
     paths = [path for data_set in data_sets for path in data_set.shards]
     if all(data_set.weight is None for data_set in data_sets):
@@ -164,25 +178,52 @@ class _OrderBuilder:
 
     def make_data_set(self, name: str, chosen: list[NDArray[np.bool_]], branch: tuple[int, ...]) -> ClipSequence:
         """Return the order of the chosen episodes."""
-        buckets, share = self.options.buckets, self.options.ends_share
+        buckets = self.options.buckets
         if buckets is not None and self.buckets is not None:
             weighted = np.array(buckets.weights) > 0
             chosen = [mask & weighted[numbers] for mask, numbers in zip(chosen, self.buckets, strict=True)]
-        if not share:
+        special = [
+            source
+            for source in (self._ends(chosen, (*branch, 1)), self._rewards(chosen, (*branch, 2)))
+            if source is not None
+        ]
+        rest = 1 - sum((source.weight for source in special), Fraction())
+        if not special:
             return self._by_buckets(name, chosen, branch)
+        if not rest:
+            return MixedOrder(special, self.seed, branch=branch)
+        clips = self._by_buckets(name, chosen, (*branch, 0))
+        sources = [*special, ClipSource("all clips", clips, rest)]
+        return MixedOrder(sources, self.seed, length=len(clips), branch=branch)
+
+    def _ends(self, chosen: list[NDArray[np.bool_]], branch: tuple[int, ...]) -> ClipSource | None:
+        """The last clips of the chosen episodes that terminated; None where none is asked for, or none did."""
+        if not self.options.ends_share:
+            return None
         terminated = self._each(_is_terminated)
         ended = [mask & ends.astype(bool) for mask, ends in zip(chosen, terminated, strict=True)]
         try:
-            ends = self.make(self.shards, chosen=ended, only_ends=True, branch=(*branch, 1))
+            order = self.make(self.shards, chosen=ended, only_ends=True, branch=branch)
         except NotEnoughClipsError:
-            return self._by_buckets(name, chosen, branch)
+            return None
         self.used.add("ends")
-        if share == 1:
-            return MixedOrder([ClipSource("ends", ends, Fraction(1))], self.seed, branch=branch)
-        rest = self._by_buckets(name, chosen, (*branch, 0))
-        exact = Fraction(str(share))
-        sources = [ClipSource("ends of episodes", ends, exact), ClipSource("all clips", rest, 1 - exact)]
-        return MixedOrder(sources, self.seed, length=len(rest), branch=branch)
+        return ClipSource("ends of episodes", order, Fraction(str(self.options.ends_share)))
+
+    def _rewards(self, chosen: list[NDArray[np.bool_]], branch: tuple[int, ...]) -> ClipSource | None:
+        """Clips around the rewards of the chosen episodes; None where none is asked for, or there are none."""
+        if not self.options.rewards_share:
+            return None
+        unit = int(self.make.keywords["frames_per_latent"])
+        events = [
+            [_find_rewarded(path, entry, unit) if mask[i] else _NO_EVENT for i, entry in enumerate(shard.episodes)]
+            for path, shard, mask in zip(self.paths, self.shards, chosen, strict=True)
+        ]
+        try:
+            order = self.make(self.shards, chosen=chosen, events=events, branch=branch)
+        except NotEnoughClipsError:
+            return None
+        self.used.add("rewards")
+        return ClipSource("around rewards", order, Fraction(str(self.options.rewards_share)))
 
     def check_used(self, name: str) -> None:
         """Raise NotEnoughClipsError where nothing is drawn from what was requested."""
@@ -197,6 +238,11 @@ class _OrderBuilder:
             raise NotEnoughClipsError(
                 f"{name}: data.ends_share is {self.options.ends_share:g}, but no training episode that is as long as a "
                 f"clip terminated: leave it out, or record episodes to their end"
+            )
+        if self.options.rewards_share and "rewards" not in self.used:
+            raise NotEnoughClipsError(
+                f"{name}: data.rewards_share is {self.options.rewards_share:g}, but no action of a training episode "
+                f"that is as long as a clip was rewarded: leave it out"
             )
 
     def _by_buckets(self, name: str, chosen: list[NDArray[np.bool_]], branch: tuple[int, ...]) -> ClipSequence:
@@ -227,6 +273,17 @@ class _OrderBuilder:
             np.array([value(entry, path) for entry in shard.episodes], np.int64)
             for path, shard in zip(self.paths, self.shards, strict=True)
         ]
+
+
+_NO_EVENT = np.zeros(0, np.int64)
+
+
+def _find_rewarded(path: str, entry: EpisodeIndexEntry, unit: int) -> NDArray[np.int64]:
+    """Return the frames whose actions were rewarded, or the latents that hold them, ascending; none without rewards."""
+    if "rewards.npy" not in entry.members:
+        return _NO_EVENT
+    frames = np.flatnonzero(read_array(path, entry, "rewards"))
+    return np.unique((frames[frames < entry.frames] + unit - 1) // unit)
 
 
 def _is_terminated(entry: EpisodeIndexEntry, path: str) -> int:
