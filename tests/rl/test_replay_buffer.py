@@ -40,6 +40,13 @@ def test_single_episode_samples_have_no_episode_start_after_the_first_step() -> 
         replay.sample(4, 8, single_episode=True)
 
 
+def test_terminals_are_counted_that_a_sequence_within_their_episode_reaches() -> None:
+    """Of time steps 13..32 those at 13, 20 and 27 end episodes of 7, of the first of which only the end is kept."""
+    replay = make_replay()
+    fill(replay, 0, 33)
+    assert [replay.count_terminals(length) for length in (1, 2, 7, 8)] == [(9, 9), (9, 6), (9, 6), (9, 0)]
+
+
 def test_context_steps_may_belong_to_the_previous_episode() -> None:
     replay = make_replay()
     fill(replay, 0, 33)

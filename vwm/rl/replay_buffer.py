@@ -142,6 +142,18 @@ class ReplayBuffer:
                 return self.gather(np.concatenate(sequences)[:batch])
         raise ValueError(f"too few episodes in the replay buffer are {length} time steps long: reduce the batch length")
 
+    def count_terminals(self, length: int) -> tuple[int, int]:
+        """Count the time steps at which episodes terminated, and those that a sequence within one episode can reach.
+
+        Args:
+            length: t of the sequences; ``single_episode`` draws none from an episode that is shorter.
+        """
+        times = np.arange(self._oldest, self.num_added) % self.size
+        terminal, first = (self.fields[name].dump(times) for name in ("is_terminal", "is_first"))
+        order = np.arange(len(times))
+        begins = np.maximum.accumulate(np.where(first, order, 0), axis=1)
+        return int(terminal.sum()), int((terminal & (order - begins + 1 >= length)).sum())
+
     def sample_by_priority(self, batch: int) -> ReplayBatch:
         """Draw b sequences of the length that ``priorities`` has, in proportion to them.
 

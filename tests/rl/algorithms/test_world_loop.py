@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,19 @@ def tiny_training(run: Path, **changes) -> AgentTraining:
 
 def spaces(size: int = 10, num_actions: int = 3) -> EnvSpaces:
     return EnvSpaces(ObservationSpace.image(size, size), ActionSpace("discrete", num_actions))
+
+
+def token_agent() -> ImaginationAgent:
+    """An agent whose world is Genie's, with a tokenizer that is learned in the loop and looks back in time."""
+    optimizer = OptimizerConfig(lr=1e-3, warmup=2)
+    return tiny_agent(
+        spaces(16, 4),
+        tokenizer=lambda: TokenizerModule(tokenizer(), optimizer),
+        world=lambda: GenieModule(
+            "learned in the loop", dynamics(), optimizer, outcomes=RewardTerminationHeads(16, 16), sampling_steps=1
+        ),
+        tokenizer_part=LoopPart(batch_size=4, frames=2),
+    )
 
 
 def recorded_steps(steps: int = 6) -> list[tuple[TimeStep, torch.Tensor]]:
@@ -160,15 +174,7 @@ def test_an_update_changes_its_own_part_only():
 def test_a_world_of_tokens_learns_with_its_tokenizer():
     """Over another family, Genie, whose tokenizer is learned in the loop: each update changes its own part only."""
     torch.manual_seed(0)
-    optimizer = OptimizerConfig(lr=1e-3, warmup=2)
-    agent = tiny_agent(
-        spaces(16, 4),
-        tokenizer=lambda: TokenizerModule(tokenizer(), optimizer),
-        world=lambda: GenieModule(
-            "learned in the loop", dynamics(), optimizer, outcomes=RewardTerminationHeads(16, 16), sampling_steps=1
-        ),
-        tokenizer_part=LoopPart(batch_size=4, frames=2),
-    )
+    agent = token_agent()
     shared = agent.learners["tokenizer"].tokenizer
     assert agent.world.tokenizer is shared and list(agent.parts) == ["tokenizer", "world", "policy"]
     replay = ReplayBuffer(10, 1, spaces(16, 4))
@@ -226,6 +232,41 @@ def test_a_run_that_stopped_within_an_epoch_equals_an_uninterrupted_one(tmp_path
     assert torch.equal(draws[0].observation, draws[1].observation)
     for training in (whole, second):
         training.algorithm.close()
+
+
+def test_a_policy_sees_reconstructions_as_a_rollout_shows_them():
+    """A tokenizer that looks back in time decodes a frame from those before it; a new episode begins anew."""
+    torch.manual_seed(0)
+    agent = token_agent()
+    for weight in agent.learners["tokenizer"].parameters():
+        torch.nn.init.normal_(weight, std=0.3)  # attention in time begins with weights of zero
+    seen = []
+    act = agent.policy.act
+    agent.policy.act = lambda carry, step, explore: (seen.append(step.observation), act(carry, step, explore))[1]
+    frames = torch.randint(256, (1, 5, 16, 16, 3), dtype=torch.uint8)
+    carry, zero = agent.init_carry(1), torch.zeros(1, dtype=torch.bool)
+    for t in range(5):
+        step = TimeStep(frames[:, t], torch.zeros(1), torch.tensor([t in (0, 4)]), zero, zero)
+        carry = agent.act(carry, step, explore=False).carry
+    simulator = agent.simulator()
+    together = simulator.reconstruct(frames[:, :4])[1]
+    assert torch.equal(torch.stack(seen[:4], dim=1), together)
+    assert torch.equal(seen[4], simulator.reconstruct(frames[:, 4:])[1][:, 0])
+    alone = simulator.reconstruct(frames[0, :4, None])[1][:, 0]
+    assert not torch.equal(alone, together[0])
+
+
+def test_clips_longer_than_episodes_are_warned_of(tmp_path):
+    """MinAtar's first ball is lost after a few steps: clips within one episode must not be longer."""
+    training = tiny_training(tmp_path)
+    training.set_up()
+    loop = training.algorithm
+    while not loop.due:
+        loop.step()
+    loop.policy.parts["world"] = replace(loop.policy.parts["world"], frames=11)
+    with pytest.warns(UserWarning, match=r"world_part.frames=11: .* only 0 of the \d+ episodes"):
+        loop._warn_of_unseen_ends()
+    training.algorithm.close()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vwm.core.capabilities import ReconstructsFrames
 from vwm.core.checks import check_not_negative, check_positive
 from vwm.core.family import ExportSettings
 from vwm.core.network_simulator import NetworkSimulator
@@ -27,7 +28,6 @@ from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.training_module import TrainingModule
 from vwm.rl.agent import Agent, PolicyCarry, PolicyStep, ReplayBatch, UpdateOutput
 from vwm.rl.algorithms.actor_critic_policy import ActorCriticPolicy
-from vwm.rl.algorithms.encoded_env import reconstruct_frames
 from vwm.rl.algorithms.imagined_rollout import (
     check_prior,
     imagination_losses,
@@ -149,7 +149,8 @@ class ImaginationAgent(Agent):
         self._simulators = (self.simulator(),)
         check_world_fits(self._simulators[0], spaces)
         self.observed = observe
-        self._memory = None if observe == OBSERVE_FRAME else ObservedWorld(self._simulators[0], observe)
+        shows_frames_as_they_are = observe == OBSERVE_FRAME and not isinstance(self._simulators[0], ReconstructsFrames)
+        self._memory = None if shows_frames_as_they_are else ObservedWorld(self._simulators[0], observe)
         shown = spaces if observe == OBSERVE_FRAME else simulator_env_spaces(self._simulators[0], observe)
         self._add_part("policy", policy(self._simulators[0], shown), policy_part)
         if pretrained_policy is not None:
@@ -198,7 +199,7 @@ class ImaginationAgent(Agent):
     # ------------------------------------------------------------------------------------------------------ acting
 
     def init_carry(self, batch: int) -> PolicyCarry:
-        """See ``Agent.init_carry``: a ``WorldMemory``, empty where frames are observed, and the policy's memory."""
+        """See ``Agent.init_carry``: a ``WorldMemory``, empty where frames are seen as they are, and the policy's."""
         return () if self._memory is None else self._memory.init_memory(batch), self.policy.init_carry(batch)
 
     @torch.no_grad()
@@ -206,9 +207,8 @@ class ImaginationAgent(Agent):
         """See ``Agent.act``."""
         self.eval()
         memory, policy_carry = carry
-        if self._memory is None:
-            shown = reconstruct_frames(self._simulators[0], time_step.observation[:, None])[:, 0]
-        else:
+        shown = time_step.observation
+        if self._memory is not None:
             memory, shown = self._memory.add(memory, time_step)
         step = self.policy.act(policy_carry, time_step._replace(observation=shown), explore)
         action = step.action

@@ -1,4 +1,4 @@
-"""A world's state of what an agent sees in real environments, for agents that observe more of a world than its frames.
+"""What a world keeps of the frames that an agent sees in real environments, for agents that observe them through it.
 
 Legend: n environments.
 """
@@ -14,12 +14,14 @@ from vwm.core.seeds import world_seeds
 from vwm.core.simulator import Simulator, State
 from vwm.core.states import replace_worlds
 from vwm.envs.time_step import TimeStep
-from vwm.rl.algorithms.encoded_env import DynamicsObservationEncoder
-from vwm.worlds.world_batch import blank_context
+from vwm.rl.algorithms.encoded_env import DynamicsObservationEncoder, ObservationEncoder, ReconstructionEncoder
+from vwm.worlds.world_batch import OBSERVE_FRAME, blank_context
 
 
 class WorldMemory(NamedTuple):
-    """What is kept of each environment: the world's state after its frames so far, and the last action taken [n, ...].
+    """What is kept of each environment: the state after its frames so far, and the last action taken [n, ...].
+
+    The state is the world's, or its tokenizer's where frames are observed.
 
     The state was computed with the weights that the world had when the frames were seen: where it learns in between,
     frames within its attention window are remembered as they were seen then.
@@ -34,15 +36,20 @@ class ObservedWorld:
 
     Args:
         simulator: the world; its weights may change between two frames.
-        observe: ``"features"`` or ``"latent"``.
+        observe: ``"features"``, ``"latent"``, or ``"frame"``, reconstructed by its tokenizer from all frames of the
+            episode so far, as generated frames are.
 
     Raises:
-        ValueError: the world cannot observe frames.
+        ValueError: the world cannot observe frames, or has no tokenizer to reconstruct them.
     """
 
     def __init__(self, simulator: Simulator, observe: str) -> None:
         self.simulator = simulator
-        self.encoder = DynamicsObservationEncoder(simulator, observe)
+        self.encoder: ObservationEncoder = (
+            ReconstructionEncoder(simulator)
+            if observe == OBSERVE_FRAME
+            else DynamicsObservationEncoder(simulator, observe)
+        )
 
     def init_memory(self, batch: int) -> WorldMemory:
         """Return the memory before the first frame, which the first time step of an episode replaces."""

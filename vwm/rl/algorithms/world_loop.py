@@ -8,6 +8,7 @@ a policy of an offline training also learns from the recording that they were le
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -19,6 +20,9 @@ from vwm.rl.algorithm import StepMetrics, TrainingSetup
 from vwm.rl.algorithms.imagination_agent import ImaginationAgent, LoopPart, replayed_clips
 from vwm.rl.algorithms.recorded_share import RecordedShare, join_clips
 from vwm.rl.online_learning import OnlineLearning, replay_batch_to_device
+
+MIN_SEEN_ENDS = 0.5
+"""Share of the terminations in the replay that the world's clips must be able to hold, or the loop warns."""
 
 
 class WorldLoop(OnlineLearning):
@@ -122,8 +126,21 @@ class WorldLoop(OnlineLearning):
             self.epochs += 1
             counts = {name: part.updates_of(self.epochs) for name, part in self.policy.parts.items()}
             self.due += [(name, count) for name, count in counts.items() if count]
+            if self.epochs == self.policy.parts["world"].first_epoch:
+                self._warn_of_unseen_ends()
         if self.due:
             self.progress -= self.num_envs
+
+    def _warn_of_unseen_ends(self) -> None:
+        """Warn where the world's clips are longer than most episodes: it would never see how these end."""
+        frames = self.policy.parts["world"].frames
+        ends, seen = self.replay.count_terminals(frames + 1)
+        if seen < MIN_SEEN_ENDS * ends:
+            warnings.warn(
+                f"world_part.frames={frames}: clips lie within one episode, and only {seen} of the {ends} episodes "
+                "that ended are that long, so that the world does not see the others: lower it",
+                stacklevel=2,
+            )
 
     def _make_due_update(self) -> Mapping[str, float]:
         """Make one update of the part whose turn it is; return what to log."""
