@@ -57,7 +57,9 @@ class LoopPart:
         first_updates: of the first epoch in which the part learns; None for as many as in the others.
         first_epoch: the first epoch in which it learns, counted from 1.
         batch_size: clips of an update; of the policy, rollouts.
-        frames: of a clip; of the policy, frames of the context that a rollout starts from.
+        frames: of a clip; of the policy, frames of the context that a rollout starts from. A clip lies within one
+            episode, so that a world that knows the place in its clip expects no end before the last one: a rollout
+            from a shorter context does not end in its first steps.
         max_grad_norm: largest gradient norm of each network.
 
     Raises:
