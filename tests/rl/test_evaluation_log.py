@@ -4,13 +4,15 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
-from vwm.envs.batched_envs import GymnasiumEnvSpec
+from vwm.envs.batched_envs import EnvSpec, GymnasiumEnvSpec
 from vwm.rl.agent import PolicyStep
 from vwm.rl.evaluation_log import EvaluationConfig, EvaluationLog, is_best_evaluation
 from vwm.runs.metric_tables import MetricTable
 from vwm.runs.run_folder import RunFolder
+from vwm.worlds.simulated_env import SimulatedEnvSpec
 
 POLICY = SimpleNamespace(
     device=torch.device("cpu"),
@@ -19,9 +21,8 @@ POLICY = SimpleNamespace(
 )
 
 
-def make_evaluation_log(folder: Path, eval_env: GymnasiumEnvSpec) -> EvaluationLog:
-    config = EvaluationConfig(episodes=2, video=False)
-    return EvaluationLog(RunFolder(folder), GymnasiumEnvSpec("CartPole-v1"), eval_env, config, seed=0)
+def make_evaluation_log(folder: Path, env: EnvSpec, eval_env: EnvSpec) -> EvaluationLog:
+    return EvaluationLog(RunFolder(folder), env, eval_env, EvaluationConfig(episodes=2, video=False), seed=0)
 
 
 def make_tables(folder: Path) -> dict[str, MetricTable]:
@@ -29,7 +30,8 @@ def make_tables(folder: Path) -> dict[str, MetricTable]:
 
 
 def test_a_row_compares_imagined_returns_since_the_last_evaluation_with_real_ones(tmp_path: Path) -> None:
-    log, tables = make_evaluation_log(tmp_path, GymnasiumEnvSpec("CartPole-v1", time_limit=5)), make_tables(tmp_path)
+    world, real = SimulatedEnvSpec(Path("world")), GymnasiumEnvSpec("CartPole-v1", time_limit=5)
+    log, tables = make_evaluation_log(tmp_path, world, real), make_tables(tmp_path)
     tables["episodes"].add(3, **{"return": 10.0, "length": 10.0})
     tables["episodes"].add(8, **{"return": 20.0, "length": 20.0})
     log.evaluate(POLICY, 10, tables, random_return=0.0)
@@ -43,9 +45,12 @@ def test_a_row_compares_imagined_returns_since_the_last_evaluation_with_real_one
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
-def test_evaluation_in_the_training_environment_has_no_imagined_column(tmp_path: Path) -> None:
-    tables = make_tables(tmp_path)
-    make_evaluation_log(tmp_path, GymnasiumEnvSpec("CartPole-v1")).evaluate(POLICY, 10, tables, random_return=0.0)
+@pytest.mark.parametrize("time_limit", [None, 5])
+def test_returns_in_a_real_environment_are_not_imagined(tmp_path: Path, time_limit: int | None) -> None:
+    """Neither in the environment of the evaluation nor in another one, such as other levels of the same game."""
+    env, tables = GymnasiumEnvSpec("CartPole-v1", time_limit=time_limit), make_tables(tmp_path)
+    log = make_evaluation_log(tmp_path, env, GymnasiumEnvSpec("CartPole-v1"))
+    log.evaluate(POLICY, 10, tables, random_return=0.0)
     assert tables["evaluations"].columns == ["step", "mean", "low", "high", "length"]
 
 

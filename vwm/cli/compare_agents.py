@@ -19,6 +19,7 @@ from vwm.envs.batched_envs import EnvSpec
 from vwm.eval.plots import plot_learning_curves, plot_returns
 from vwm.eval.return_comparison import MeanWithInterval, ReturnComparison, compare_returns
 from vwm.rl.evaluation import EvaluationResult, evaluate_policy
+from vwm.rl.evaluation_log import learns_in_simulator
 from vwm.runs.metric_tables import read_csv_rows
 from vwm.runs.run_folder import RunFolder
 
@@ -154,9 +155,9 @@ def common_env_spec(groups: list[RunGroup]) -> EnvSpec:
 
 
 def count_env_steps(folder: Path) -> int:
-    """Return a run's decisions in its evaluation environment; 0 where it learned in a simulator or from a recording."""
+    """Return a run's decisions in real environments; 0 where it learned in a simulator or from a recording."""
     training = load_agent_training(folder)
-    return training.steps if training.algorithm.env == training.eval_env else 0
+    return 0 if learns_in_simulator(training.algorithm.env, training.eval_env) else training.steps
 
 
 def read_learning_curve(folder: Path) -> dict[float, float]:

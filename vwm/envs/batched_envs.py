@@ -96,6 +96,11 @@ class EnvSpec(ABC):
         """
 
     @property
+    def is_simulated(self) -> bool:
+        """Whether a learned world stands for the environment."""
+        return False
+
+    @property
     def unwrapped(self) -> EnvSpec:
         """The same environment without encoders of its observations, for policies that ignore observations."""
         return self

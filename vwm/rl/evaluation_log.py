@@ -49,6 +49,11 @@ class EvaluationConfig:
             raise ValueError(f"evaluation.every must be 0 or more, got {self.every}")
 
 
+def learns_in_simulator(env: EnvSpec, eval_env: EnvSpec) -> bool:
+    """Return whether an agent learns in a simulator of what it is evaluated in, and not, say, in other levels of it."""
+    return env.is_simulated and env != eval_env
+
+
 class EvaluationLog:
     """Evaluates a policy and writes the run's record of it.
 
@@ -76,10 +81,10 @@ class EvaluationLog:
     ) -> EvaluationResult:
         """Evaluate, add a row to ``evaluations``, write the video and draw ``curves.png`` again.
 
-        Where the agent learns in another environment than it is evaluated in, the row also has ``imagined``, its mean
-        return there in the training episodes since the previous evaluation (NaN where none ended), and ``gap``, how
-        much larger that is than the return of the evaluation. Of an agent that learns a world model in the environment
-        itself, ``imagined`` is the mean return that the model predicts for the evaluation's first episodes
+        Where the agent learns in a simulator and is evaluated in another environment, the row also has ``imagined``,
+        its mean return there in the training episodes since the previous evaluation (NaN where none ended), and
+        ``gap``, how much larger that is than the return of the evaluation. Of an agent that learns a world model in a
+        real environment, ``imagined`` is the mean return that the model predicts for the evaluation's first episodes
         (``imagined_return``), and ``gap`` how much larger that is than the real return of the same episodes. The gap
         grows where an agent exploits errors of its world model.
 
@@ -90,7 +95,8 @@ class EvaluationLog:
             random_return: mean return of random actions.
         """
         episodes, evaluations, updates = (tables[name].rows() for name in ("episodes", "evaluations", "updates"))
-        own_world = isinstance(policy, Agent) and policy.imagination_horizon > 0 and self.eval_env == self.env
+        in_simulator = learns_in_simulator(self.env, self.eval_env)
+        own_world = isinstance(policy, Agent) and policy.imagination_horizon > 0 and not in_simulator
         result = evaluate_policy(
             policy,
             self.eval_env,
@@ -104,9 +110,10 @@ class EvaluationLog:
         row = {"mean": mean, "low": low, "high": high, "length": length}
         title = f"{type(policy).__name__}, {self.env}"
         if self.eval_env != self.env:
+            title += f", evaluated in {self.eval_env}"
+        if in_simulator:
             imagined = mean_return_since_evaluation(episodes, evaluations)
             row |= {"imagined": imagined, "gap": imagined - mean}
-            title += f", evaluated in {self.eval_env}"
         elif isinstance(policy, Agent) and result.trajectories:
             row |= compare_imagined_returns(policy, result.trajectories)
         tables["evaluations"].add(step, **row)

@@ -63,6 +63,11 @@ class SimulatedEnvSpec(EnvSpec):
     def __post_init__(self) -> None:
         check_ensemble_settings(self.ensemble_bundles, self.uncertainty_penalty, self.uncertainty_limit)
 
+    @property
+    def is_simulated(self) -> bool:
+        """See ``EnvSpec.is_simulated``."""
+        return True
+
     def open(self, count: int, seed: int, renderable: bool = False) -> SimulatedBatchedEnv:
         """See ``EnvSpec.open``."""
         simulator, starts = self._simulator_and_contexts()
