@@ -43,4 +43,4 @@ cp "$work"/run/metrics/*.csv "$work"/run/*.yaml "$out"/
 [ ! -f "$work/run/curves.png" ] || cp "$work/run/curves.png" "$out"/
 tar -C "$work" -cf - run | split -b 15M - "$out/run.tar."
 echo "$agent on $task, decisions and mean return with its 95% interval over episodes:"
-column -s, -t < "$out/evaluations.csv" 2>/dev/null || echo "no evaluation yet: give $out to the next call"
+if [ -f "$out/evaluations.csv" ]; then column -s, -t < "$out/evaluations.csv"; else echo "no evaluation yet: give $out to the next call"; fi
