@@ -79,6 +79,18 @@ def test_orthogonalized_matrices_keep_their_singular_vectors(shape):
     assert (inner - torch.diag_embed(inner.diagonal(dim1=1, dim2=2))).abs().max() < 0.1
 
 
+def test_matrices_in_float64_are_orthogonalized_in_float64():
+    """An iteration maps each singular value to a s + b s^3 + c s^5: the last digit of a matrix must not change more."""
+    stack = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, s, v = torch.linalg.svd(stack / stack.norm(dim=(1, 2), keepdim=True), full_matrices=False)
+    for a, b, c in muon.NEWTON_SCHULZ_COEFFICIENTS:
+        s = a * s + b * s**3 + c * s**5
+    result = muon.orthogonalize(stack)
+    assert result.dtype == torch.float64
+    assert (result - u @ torch.diag_embed(s) @ v).abs().max() < 1e-12
+    assert muon.orthogonalize(stack.float()).dtype == torch.bfloat16
+
+
 def test_refuses_flattened_weights():
     """FSDP's first version marks the parts of weights that a process holds."""
     weight = nn.Parameter(torch.zeros(8))
