@@ -187,9 +187,9 @@ class _OrderBuilder:
             for source in (self._ends(chosen, (*branch, 1)), self._rewards(chosen, (*branch, 2)))
             if source is not None
         ]
-        rest = 1 - sum((source.weight for source in special), Fraction())
         if not special:
             return self._by_buckets(name, chosen, branch)
+        rest = 1 - sum((source.weight for source in special), Fraction())
         if not rest:
             return MixedOrder(special, self.seed, branch=branch)
         clips = self._by_buckets(name, chosen, (*branch, 0))

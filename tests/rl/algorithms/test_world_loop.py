@@ -83,7 +83,7 @@ def spaces(size: int = 10, num_actions: int = 3) -> EnvSpaces:
 
 
 def token_agent() -> ImaginationAgent:
-    """An agent whose world is Genie's, with a tokenizer that is learned in the loop and looks back in time."""
+    """An agent whose world is Genie's, with a tokenizer with attention over time that is learned in the loop."""
     optimizer = OptimizerConfig(lr=1e-3, warmup=2)
     return tiny_agent(
         spaces(16, 4),
@@ -235,7 +235,7 @@ def test_a_run_that_stopped_within_an_epoch_equals_an_uninterrupted_one(tmp_path
 
 
 def test_a_policy_sees_reconstructions_as_a_rollout_shows_them():
-    """A tokenizer that looks back in time decodes a frame from those before it; a new episode begins anew."""
+    """A tokenizer with attention over time decodes a frame from those before it; a new episode starts without them."""
     torch.manual_seed(0)
     agent = token_agent()
     for weight in agent.learners["tokenizer"].parameters():
