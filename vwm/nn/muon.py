@@ -169,7 +169,7 @@ def is_matrix_shape(shape: torch.Size) -> bool:
     return small >= 4 and large <= 128 * small
 
 
-def iteration_dtype(matrices: Tensor) -> torch.dtype:
+def _iteration_dtype(matrices: Tensor) -> torch.dtype:
     """Return the type of Newton-Schulz iterations: bfloat16, but float64 for matrices in float64.
 
     Rounded to bfloat16, two that differ in their last digit could have results that differ in the third one.
@@ -181,9 +181,9 @@ def orthogonalize(stack: Tensor, eps: float = 1e-7) -> Tensor:
     """[k, rows, columns] -> the same shape: about U V^T of each matrix U S V^T, by Newton-Schulz iterations.
 
     The singular values of the result are between about 0.7 and 1.2. ``eps`` is the least norm to divide by. The result
-    has the iterations' type, see ``iteration_dtype``.
+    has the iterations' type, see ``_iteration_dtype``.
     """
-    x = stack.to(iteration_dtype(stack))
+    x = stack.to(_iteration_dtype(stack))
     is_tall = x.shape[1] > x.shape[2]
     if is_tall:
         x = x.mT
@@ -206,7 +206,7 @@ def _orthogonalize_sharded(parts: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps: see ``orthogonalize``.
 
     Returns:
-        Shaped like ``parts``: the same rows of the results, of the type ``iteration_dtype``.
+        Shaped like ``parts``: the same rows of the results, of the type ``_iteration_dtype``.
     """
     split = weight_split(weight)
     group = shard_group(weight) if split is None else split.group.copy_processes
@@ -216,7 +216,7 @@ def _orthogonalize_sharded(parts: Tensor, weight: Tensor, eps: float) -> Tensor:
     count, local_rows, columns = parts.shape
     rows = -(-weight.shape[0] // shards)  # of all processes but the last ones, which may have fewer
     turns = -(-count // owners)
-    sent = parts.new_zeros(turns * owners, rows, columns, dtype=iteration_dtype(parts))
+    sent = parts.new_zeros(turns * owners, rows, columns, dtype=_iteration_dtype(parts))
     sent[:count, :local_rows] = parts
     # [turn, owner, rows, columns] -> [owner, turn, ...], and after the exchange [source of the rows, turn, ...].
     received = _exchange(sent.unflatten(0, (turns, owners)).transpose(0, 1).contiguous(), group)

@@ -13,6 +13,7 @@ from .evaluation import EvaluationResult as EvaluationResult
 from .evaluation import evaluate_policy as evaluate_policy
 from .evaluation_log import EvaluationConfig as EvaluationConfig
 from .evaluation_log import EvaluationLog as EvaluationLog
+from .evaluation_log import learns_in_simulator as learns_in_simulator
 from .evaluation_log import write_evaluation_video as write_evaluation_video
 from .exploration_noise import add_exploration_noise as add_exploration_noise
 from .frame_stacking import stack_frames as stack_frames
