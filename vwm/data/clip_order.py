@@ -47,7 +47,8 @@ class ClipOrder:
         frames_per_latent: k above 1 cuts episodes into whole latents of k frames (the first holds one): clips of
             ``1 + k n`` frames start at multiples of k.
         chosen: bool [episodes] of each shard, the episodes whose clips are taken; None takes all.
-        only_ends: take one clip of each episode, its last one.
+        only_ends: take one clip of each episode, which holds its last frame at a random place and runs past it; where
+            nothing is shuffled, the last one within the episode.
         events: int64 [events] of each episode of each shard, frames (latents, if k > 1): take one clip for each, which
             holds it at a random place. Episodes shorter than a clip have none.
         branch: numbers that make the order independent of others with the same seed; ``MixedOrder`` sets them.
@@ -148,7 +149,8 @@ class ClipOrder:
             return min(max(int(self._events[shard][episode][clip]) - before, 0), length - self.span)
         slack = max(length - int(self._counts[shard][episode]) * self.span, 0)
         if self._only_ends:
-            return slack
+            past_end = int(self._rng(3, epoch, shard, episode).integers(self.span)) if self.shuffle else 0
+            return length - self.span + past_end
         offset = int(self._rng(3, epoch, shard, episode).integers(slack + 1)) if self.shuffle else 0
         return offset + clip * self.span
 

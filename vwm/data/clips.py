@@ -36,8 +36,10 @@ class ClipBatch:
 
     Where a latent holds k frames, a clip of t = 1 + k n frames has t' = 1 + n latents, each with the k actions that
     follow its last frame: latent i ends with frame k i of the clip, and ``actions[:, k i : k (i + 1)]`` lead to the
-    next latent. ``actions``, ``rewards`` and ``terminated`` then have k t' entries; after the end of an episode actions
-    are 0 and rewards NaN.
+    next latent. ``actions``, ``rewards`` and ``terminated`` then have k t' entries.
+
+    A clip of an end (``data.ends_share``) may run past it: its frames, latents and states repeat the last ones. After
+    the end of an episode actions are 0 and rewards NaN, which count in no loss of outcomes or policies.
 
     Attributes:
         frames: uint8 [b, t, h, w, 3].
@@ -170,6 +172,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if is_remote(path):  # all reads are of the state that the index describes, in spawned processes, too
             know_shard(path, shard.size, shard.tag, shard.block_sums, self.cache)
         stop = address.start + (self.clip_length - 1) * self.stride + 1
+        end = min(stop, entry.frames)  # a clip of an end runs past it
         clip: dict[str, Any] = {"seed": np.int64(address.seed)}
         if self.stills:
             clip["still"] = np.bool_(entry.frames == 1)
@@ -179,17 +182,21 @@ class ClipDataset(Dataset[dict[str, Any]]):
         steps = self.clip_length + self.frames_per_latent - 1
         for field in self.fields:
             if field == "frames":
-                clip[field] = read_frames(path, entry, range(address.start, stop, self.stride))
+                frames = read_frames(path, entry, range(address.start, end, self.stride))
+                clip[field] = _pad_rows(frames, self.clip_length)
             elif field == "task":
                 clip[field] = np.int64(self.tasks[address.shard])
             elif field.startswith("latents") and self.frames_per_latent > 1 and f"{field}.npy" in entry.members:
-                first, last = address.start // self.frames_per_latent, (stop - 1) // self.frames_per_latent
-                clip[field] = read_array_rows(path, entry, field, first, last + 1)
+                first, last = (frame // self.frames_per_latent for frame in (address.start, end - 1))
+                latents = read_array_rows(path, entry, field, first, last + 1)
+                clip[field] = _pad_rows(latents, 1 + (self.clip_length - 1) // self.frames_per_latent)
+            elif f"{field}.npy" in entry.members and field in ("actions", "rewards", "terminated"):
+                last = min(stop + self.frames_per_latent - 1, entry.frames)
+                rows = read_array_rows(path, entry, field, address.start, last)[:: self.stride]
+                clip[field] = _pad_rows(rows, steps, np.nan if field == "rewards" else 0)
             elif f"{field}.npy" in entry.members:
-                per_step = field in ("actions", "rewards", "terminated")
-                end = min(stop + self.frames_per_latent - 1, entry.frames) if per_step else stop
                 rows = read_array_rows(path, entry, field, address.start, end)[:: self.stride]
-                clip[field] = _pad_rows(rows, steps, np.nan if field == "rewards" else 0) if per_step else rows
+                clip[field] = _pad_rows(rows, self.clip_length)
             elif field == "actions" and self._unlabeled_actions is not None:
                 clip[field] = self._unlabeled_actions
             elif field == "terminated" and "terminated" in (meta := read_episode_metadata(path, entry)):
@@ -217,11 +224,12 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return np.zeros((self.clip_length + self.frames_per_latent - 1, *example.shape[1:]), example.dtype)
 
 
-def _pad_rows(rows: NDArray[Any], count: int, value: float) -> NDArray[Any]:
-    """Append rows of a value up to a number of rows."""
+def _pad_rows(rows: NDArray[Any], count: int, value: float | None = None) -> NDArray[Any]:
+    """Append rows of a value, or the last row again, up to a number of rows."""
     if len(rows) == count:
         return rows
-    return np.concatenate((rows, np.full((count - len(rows), *rows.shape[1:]), value, rows.dtype)))
+    repeated = rows[-1:] if value is None else np.full_like(rows[-1:], value)
+    return np.concatenate((rows, np.repeat(repeated, count - len(rows), axis=0)))
 
 
 def collate_clips(clips: Sequence[dict[str, Any]]) -> ClipBatch:

@@ -69,18 +69,16 @@ def pool_action_embeddings(pooling: ActionPooling | None, embedding: Tensor, unk
 
 def sum_outcomes(
     rewards: Tensor, terminated: Tensor | None, frames: int
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Sum the rewards per frame [b, t k] over the k frames after each latent, and say where the episode terminated.
 
     Rewards are NaN after the end of an episode (see ``ClipBatch``). Where it terminated, the sum is complete without
-    them; where it was truncated, it is unknown.
+    them; where it was truncated, it is unknown, as is what follows an end.
 
     Returns:
-        The rewards, float [b, t]; bool [b, t], or None where ``terminated`` is None; and which outcomes are known, bool
-        [b, t], or None where all are.
+        The rewards, float [b, t], 0 where they are unknown; bool [b, t], or None where ``terminated`` is None; and
+        which outcomes are known, bool [b, t].
     """
-    if frames == 1:
-        return rewards, terminated, None
     rewards = rewards.unflatten(1, (-1, frames))
     known = ~rewards.isnan().any(dim=2)
     if terminated is not None:

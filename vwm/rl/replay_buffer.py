@@ -79,9 +79,9 @@ class ReplayBuffer:
             else:
                 file = None if folder is None else folder / f"{name}.npy"
                 self.fields[name] = HostField(num_envs, self.size, shape, dtype, file)
-        is_first = self.fields["is_first"]
-        assert isinstance(is_first, HostField)  # which sequences are drawn is decided here
-        self.is_first = is_first.flat
+        is_first, is_terminal = self.fields["is_first"], self.fields["is_terminal"]
+        assert isinstance(is_first, HostField) and isinstance(is_terminal, HostField)  # they decide what is drawn
+        self.is_first, self.is_terminal = is_first.flat, is_terminal.flat
         self.priorities = priorities
         self.num_added = 0
         self.num_saved = 0
@@ -113,7 +113,9 @@ class ReplayBuffer:
         """Return whether the buffer holds sequences of this length."""
         return self._steps_per_env >= length
 
-    def sample(self, batch: int, length: int, single_episode: bool = False, context_steps: int = 0) -> ReplayBatch:
+    def sample(
+        self, batch: int, length: int, single_episode: bool = False, context_steps: int = 0, past_ends: bool = False
+    ) -> ReplayBatch:
         """Draw sequences, with uniform starts.
 
         Args:
@@ -121,6 +123,8 @@ class ReplayBuffer:
             length: t.
             single_episode: only sequences within one episode.
             context_steps: how many of the first time steps may belong to the previous episode all the same.
+            past_ends: of a single episode, also sequences that run past its termination, whose last time step is
+                repeated there, so that an end may be at any place.
 
         Raises:
             ValueError: the buffer holds no such sequence.
@@ -135,6 +139,8 @@ class ReplayBuffer:
             first = self.generator.integers(self._steps_per_env - length + 1, size=batch) + self._oldest
             times = (first[:, None] + np.arange(length)) % self.size
             indices = env_indices[:, None] * self.size + times
+            if past_ends:
+                indices = self._stay_at_ends(indices)
             if single_episode:
                 indices = indices[~self.is_first[indices[:, 1 + context_steps :]].any(axis=1)]
             sequences.append(indices)
@@ -142,17 +148,13 @@ class ReplayBuffer:
                 return self.gather(np.concatenate(sequences)[:batch])
         raise ValueError(f"too few episodes in the replay buffer are {length} time steps long: reduce the batch length")
 
-    def count_terminals(self, length: int) -> tuple[int, int]:
-        """Count the time steps at which episodes terminated, and those that a sequence within one episode can reach.
-
-        Args:
-            length: t of the sequences; ``single_episode`` draws none from an episode that is shorter.
-        """
-        times = np.arange(self._oldest, self.num_added) % self.size
-        terminal, first = (self.fields[name].dump(times) for name in ("is_terminal", "is_first"))
-        order = np.arange(len(times))
-        begins = np.maximum.accumulate(np.where(first, order, 0), axis=1)
-        return int(terminal.sum()), int((terminal & (order - begins + 1 >= length)).sum())
+    def _stay_at_ends(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return sequences [n, t] in which the first termination after the first time step is repeated to the end."""
+        terminal = self.is_terminal[indices]
+        terminal[:, 0] = False  # nothing is learned from what only follows an end
+        places = np.arange(indices.shape[1])
+        end = np.where(terminal.any(axis=1), terminal.argmax(axis=1), places[-1])
+        return np.take_along_axis(indices, np.minimum(places, end[:, None]), axis=1)
 
     def sample_by_priority(self, batch: int) -> ReplayBatch:
         """Draw b sequences of the length that ``priorities`` has, in proportion to them.

@@ -13,6 +13,7 @@ from vwm.data.clips import ClipBatch
 from vwm.models.mdn_rnn.network import MDNRNN, GaussianMixture, check_mdn_rnn_tokenizer
 from vwm.nn.clip_draws import draw_normal_like
 from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.ranks import masked_mean
 from vwm.nn.training_module import TrainingModule, known_actions, shuffle_actions
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.loading import load_tokenizer
@@ -75,16 +76,19 @@ class MDNRNNModule(TrainingModule):
         mixture = GaussianMixture(*(part[:, :-1] for part in prediction.next_latent))  # nothing follows the last frame
         loss = mixture.negative_log_likelihood(latents[:, 1:]).mean()
         logs = {"latent_loss": loss.detach()}
+        # What follows the end of an episode, where rewards are NaN, does not count.
+        known = torch.ones_like(latents[..., 0], dtype=torch.bool) if batch.rewards is None else ~batch.rewards.isnan()
         if batch.terminated is not None:
             ends = batch.terminated.float()
             each = F.binary_cross_entropy_with_logits(prediction.termination_logits.float(), ends, reduction="none")
-            logs["termination_loss"] = ((1 + (self.termination_weight - 1) * ends) * each).mean()
+            logs["termination_loss"] = masked_mean((1 + (self.termination_weight - 1) * ends) * each, known)
         if prediction.reward_logits is not None:
             if batch.rewards is None:
                 raise ValueError(
                     "dynamics.predict_reward requires rewards: name them in data.fields, or set it to false"
                 )
-            logs["reward_loss"] = self.dynamics.two_hot.loss(prediction.reward_logits, batch.rewards).mean()
+            each = self.dynamics.two_hot.loss(prediction.reward_logits, batch.rewards.nan_to_num())
+            logs["reward_loss"] = masked_mean(each, known)
         return sum((logs[name] for name in ("termination_loss", "reward_loss") if name in logs), loss), logs
 
     @torch.no_grad()

@@ -57,9 +57,8 @@ class LoopPart:
         first_updates: of the first epoch in which the part learns; None for as many as in the others.
         first_epoch: the first epoch in which it learns, counted from 1.
         batch_size: clips of an update; of the policy, rollouts.
-        frames: of a clip; of the policy, frames of the context that a rollout starts from. A clip lies within one
-            episode, so that a world that knows the place in its clip expects no end before the last one: a rollout
-            from a shorter context does not end in its first steps.
+        frames: of a clip; of the policy, frames of the context that a rollout starts from. A clip is of one episode;
+            the world's run past its end, so that it learns ends at every place, and of episodes that are shorter.
         max_grad_norm: largest gradient norm of each network.
 
     Raises:
@@ -323,14 +322,15 @@ def make_loop_optimizer(part: str, config: OptimizerConfig, networks: Mapping[st
 def replayed_clips(batch: ReplayBatch) -> ClipBatch:
     """Return replayed sequences of t + 1 time steps within one episode as clips of t frames, as recordings have them.
 
-    The reward and the end that an action led to arrive one time step later; the last frame of an episode, after which
-    no action is taken, is in no clip.
+    The reward and the end that an action led to arrive one time step later. Where a sequence repeats the time step of
+    a termination, actions are 0, and rewards NaN, as after the end of a recorded episode.
     """
+    action, ended = batch.action[:, :-1], batch.is_terminal[:, :-1]
     return ClipBatch(
         frames=batch.observation[:, :-1],
-        actions=batch.action[:, :-1],
-        rewards=batch.reward[:, 1:],
-        terminated=batch.is_terminal[:, 1:],
+        actions=action.masked_fill(ended.view(*ended.shape, *[1] * (action.ndim - 2)), 0),
+        rewards=batch.reward[:, 1:].masked_fill(ended, torch.nan),
+        terminated=batch.is_terminal[:, 1:] & ~ended,
     )
 
 

@@ -8,7 +8,6 @@ a policy of an offline training also learns from the recording that they were le
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -20,9 +19,6 @@ from vwm.rl.algorithm import StepMetrics, TrainingSetup
 from vwm.rl.algorithms.imagination_agent import ImaginationAgent, LoopPart, replayed_clips
 from vwm.rl.algorithms.recorded_share import RecordedShare, join_clips
 from vwm.rl.online_learning import OnlineLearning, replay_batch_to_device
-
-MIN_SEEN_ENDS = 0.5
-"""Share of the terminations in the replay that the world's clips must be able to hold, or the loop warns."""
 
 
 class WorldLoop(OnlineLearning):
@@ -126,21 +122,8 @@ class WorldLoop(OnlineLearning):
             self.epochs += 1
             counts = {name: part.updates_of(self.epochs) for name, part in self.policy.parts.items()}
             self.due += [(name, count) for name, count in counts.items() if count]
-            if self.epochs == self.policy.parts["world"].first_epoch:
-                self._warn_of_unseen_ends()
         if self.due:
             self.progress -= self.num_envs
-
-    def _warn_of_unseen_ends(self) -> None:
-        """Warn where the world's clips are longer than most episodes: it would never see how these end."""
-        frames = self.policy.parts["world"].frames
-        ends, seen = self.replay.count_terminals(frames + 1)
-        if seen < MIN_SEEN_ENDS * ends:
-            warnings.warn(
-                f"world_part.frames={frames}: clips lie within one episode, and only {seen} of the {ends} episodes "
-                "that ended are that long, so that the world does not see the others: lower it",
-                stacklevel=2,
-            )
 
     def _make_due_update(self) -> Mapping[str, float]:
         """Make one update of the part whose turn it is; return what to log."""
@@ -158,6 +141,7 @@ class WorldLoop(OnlineLearning):
     def _draw_clips(self, name: str, part: LoopPart) -> ClipBatch:
         """Draw the clips of an update on the agent's device: from the replay, then those from the recording."""
         recorded = 0 if self.recording is None else self.recording.count_of(part.batch_size)
-        batch = self.replay.sample(part.batch_size - recorded, part.frames + 1, single_episode=True)
+        count, steps = part.batch_size - recorded, part.frames + 1
+        batch = self.replay.sample(count, steps, single_episode=True, past_ends=name == "world")
         clips = replayed_clips(replay_batch_to_device(batch, self.policy.device))
         return join_clips(clips, self.recorded[name].sample_clips(recorded)) if recorded else clips
