@@ -96,14 +96,15 @@ def test_ends_of_terminated_episodes_have_their_share(folders: list[str], share:
     usual = make_clip_dataset(folders[0], 4)
     assert len(clips.order) == (4 if share == 1 else len(usual.order))
     assert isinstance(clips.order, MixedOrder)
-    seen: Counter[int] = Counter()
+    seen, places = Counter[int](), Counter[int]()
     for i in range(20 * period):
         address = clips.order.address(*divmod(i, len(clips.order)))
         if clips.order.sources[clips.order._turns(i // period)[0][i % period]].name.startswith("ends"):
             seen[address.episode + 5 * address.shard] += 1
             clip = clips.read(address)
-            assert clip["terminated"].tolist() == [False, False, False, True]
-    assert sum(seen.values()) == round(20 * period * share)
+            assert clip["terminated"].sum() == 1
+            places[int(clip["terminated"].argmax())] += 1
+    assert sum(seen.values()) == round(20 * period * share) and set(places) == {0, 1, 2, 3}
     assert set(seen) <= {0, 2, 4, 6} and max(seen.values()) - min(seen.values()) <= 1  # each as often
 
 
@@ -112,8 +113,37 @@ def test_ends_of_latents_cover_the_last_action() -> None:
     for frames in range(9, 40):
         entry = EpisodeIndexEntry("e", frames, 4, 4, 0, {}, terminated=True)
         shards = [ShardIndex("s", 0, "h", (entry,))]
-        start = ClipOrder(shards, 9, frames_per_latent=4, only_ends=True).address(0, 0).start
+        start = ClipOrder(shards, 9, shuffle=False, frames_per_latent=4, only_ends=True).address(0, 0).start
         assert start % 4 == 0 and start + 8 <= frames - 1 < start + 8 + 4
+        order = ClipOrder(shards, 9, frames_per_latent=4, only_ends=True)
+        starts = {order.address(epoch, 0).start for epoch in range(40)}
+        assert starts == {start, start + 4, start + 8}  # the end is in the last, the middle or the first latent
+
+
+def test_a_clip_runs_past_the_end_of_its_episode(folders: list[str]) -> None:
+    """What follows repeats the last frame, with actions 0 and unknown rewards; short episodes have such clips, too."""
+    fields = ("frames", "actions", "rewards", "terminated")
+    clips = make_clip_dataset(folders[0], 8, fields=fields, mixture=MixtureOptions(1.0))
+    assert isinstance(clips.order, MixedOrder) and len(clips.order) == 4
+    lengths, places = set(), set()
+    for epoch in range(30):
+        for i in range(4):
+            address = clips.order.address(epoch, i)
+            clip = clips.read(address)
+            length = clips.shards[address.shard].episodes[address.episode].frames
+            inside = length - address.start
+            assert 1 <= inside <= 8
+            steps = address.start + np.arange(8)
+            assert clip["frames"][:, 0, 0, 1].tolist() == np.minimum(steps, length - 1).tolist()
+            assert clip["actions"].tolist() == np.where(steps < length, steps, 0).tolist()
+            rewards = np.where(steps < length, np.where(steps % 7 == 3, -1, 0), np.nan)
+            np.testing.assert_array_equal(clip["rewards"], rewards)
+            assert clip["terminated"].tolist() == (steps == length - 1).tolist()
+            lengths.add(length)
+            places.add(inside)
+    assert lengths == {9, 8, 11, 21} and places == set(range(1, 9))
+    short = make_clip_dataset(folders[0], 16, fields=fields, mixture=MixtureOptions(1.0))
+    assert {short.read(short.order.address(0, i))["rewards"].shape for i in range(4)} == {(16,)}
 
 
 def test_ends_come_from_data_sets_that_have_them(folders: list[str]) -> None:
@@ -123,7 +153,7 @@ def test_ends_come_from_data_sets_that_have_them(folders: list[str]) -> None:
     assert Counter(drawn_sets(clips, 40)) == {1: 20, 3: 20}
     drawn = count_drawn(clips.order, 0, 40)
     assert drawn[f"{folders[0]}, ends of episodes"] == 10 and drawn[folders[2]] == 20
-    with pytest.raises(NotEnoughClipsError, match=r"ends_share is 0\.5, but no training episode .* terminated"):
+    with pytest.raises(NotEnoughClipsError, match=r"ends_share is 0\.5, but no training episode terminated"):
         make_clip_dataset(folders[2], 4, mixture=MixtureOptions(0.5))
 
 

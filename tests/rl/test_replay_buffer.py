@@ -40,11 +40,18 @@ def test_single_episode_samples_have_no_episode_start_after_the_first_step() -> 
         replay.sample(4, 8, single_episode=True)
 
 
-def test_terminals_are_counted_that_a_sequence_within_their_episode_reaches() -> None:
-    """Of time steps 13..32 those at 13, 20 and 27 end episodes of 7, of the first of which only the end is kept."""
+def test_sequences_past_ends_repeat_the_termination_and_have_it_at_every_place() -> None:
+    """Episodes of 7 time steps terminate at 6, 13, 20 and 27: a sequence stays there, and none begins there."""
     replay = make_replay()
     fill(replay, 0, 33)
-    assert [replay.count_terminals(length) for length in (1, 2, 7, 8)] == [(9, 9), (9, 6), (9, 6), (9, 0)]
+    batch = replay.sample(500, 5, single_episode=True, past_ends=True)
+    times = batch.observation[..., 0]
+    assert not batch.is_first[:, 1:].any()
+    assert {int(t) % 7 for t in times[:, 0]} == {0, 1, 2, 3, 4, 5}
+    expected = torch.minimum(times[:, :1] + torch.arange(5), times[:, :1] // 7 * 7 + 6)
+    assert torch.equal(times, expected) and torch.equal(batch.is_terminal, times % 7 == 6)
+    assert {int(place) for place in batch.is_terminal[batch.is_terminal.any(1)].int().argmax(1)} == {1, 2, 3, 4}
+    assert len(replay.sample(20, 9, single_episode=True, past_ends=True).reward) == 20  # longer than an episode
 
 
 def test_context_steps_may_belong_to_the_previous_episode() -> None:

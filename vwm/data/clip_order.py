@@ -48,7 +48,7 @@ class ClipOrder:
             ``1 + k n`` frames start at multiples of k.
         chosen: bool [episodes] of each shard, the episodes whose clips are taken; None takes all.
         only_ends: take one clip of each episode, which holds its last frame at a random place and runs past it; where
-            nothing is shuffled, the last one within the episode.
+            nothing is shuffled, at the clip's last place. Episodes may be shorter than a clip.
         events: int64 [events] of each episode of each shard, frames (latents, if k > 1): take one clip for each, which
             holds it at a random place. Episodes shorter than a clip have none.
         branch: numbers that make the order independent of others with the same seed; ``MixedOrder`` sets them.
@@ -95,14 +95,14 @@ class ClipOrder:
                 np.array([len(p) for p in positions], np.int64) * (counts > 0)
                 for positions, counts in zip(events, self._counts, strict=True)
             ]
+        if only_ends:
+            self._counts = [np.ones_like(counts) for counts in self._counts]
         if chosen is not None:
             self._counts = [counts * mask for counts, mask in zip(self._counts, chosen, strict=True)]
         kept = [
             [e for i, e in enumerate(shard.episodes) if chosen is None or chosen[number][i]]
             for number, shard in enumerate(shards)
         ]
-        if only_ends:
-            self._counts = [np.minimum(counts, 1) for counts in self._counts]
         self._only_ends = only_ends
         # A block of shards that hold none of the chosen clips would shuffle few clips.
         self._with_clips = None if chosen is None else np.array([i for i, c in enumerate(self._counts) if c.any()], int)
@@ -149,8 +149,9 @@ class ClipOrder:
             return min(max(int(self._events[shard][episode][clip]) - before, 0), length - self.span)
         slack = max(length - int(self._counts[shard][episode]) * self.span, 0)
         if self._only_ends:
-            past_end = int(self._rng(3, epoch, shard, episode).integers(self.span)) if self.shuffle else 0
-            return length - self.span + past_end
+            places = min(self.span, length)
+            place = int(self._rng(3, epoch, shard, episode).integers(places)) if self.shuffle else places - 1
+            return length - 1 - place
         offset = int(self._rng(3, epoch, shard, episode).integers(slack + 1)) if self.shuffle else 0
         return offset + clip * self.span
 

@@ -226,7 +226,8 @@ class VideoDataModule(L.LightningDataModule):
             are learned, which then need the actions up to the end of the next latent; see ``ClipBatch``. null takes
             that of encoded shards where latents are read, else 1.
         ends_share: share of the training clips that are drawn from the ends of episodes which terminated, so that a
-            model learns when its world ends; such a clip ends with the episode. The others come as without it.
+            model learns when its world ends, at every place of a clip: the last frame lies at a random one and is
+            repeated after it, see ``ClipBatch``. The others come as without it, and have an end at the last place only.
         rewards_share: share of the training clips that hold a rewarded action at a random place, each such action as
             often as the others, so that rare rewards are learned. Training begins with reading all rewards.
         buckets: weights of the training episodes by their duration or by a score.

@@ -197,7 +197,7 @@ class _OrderBuilder:
         return MixedOrder(sources, self.seed, length=len(clips), branch=branch)
 
     def _ends(self, chosen: list[NDArray[np.bool_]], branch: tuple[int, ...]) -> ClipSource | None:
-        """The last clips of the chosen episodes that terminated; None where none is asked for, or none did."""
+        """Clips of the ends of the chosen episodes that terminated; None where none is asked for, or none did."""
         if not self.options.ends_share:
             return None
         terminated = self._each(_is_terminated)
@@ -236,8 +236,8 @@ class _OrderBuilder:
                 )
         if self.options.ends_share and "ends" not in self.used:
             raise NotEnoughClipsError(
-                f"{name}: data.ends_share is {self.options.ends_share:g}, but no training episode that is as long as a "
-                f"clip terminated: leave it out, or record episodes to their end"
+                f"{name}: data.ends_share is {self.options.ends_share:g}, but no training episode terminated: leave it "
+                f"out, or record episodes to their end"
             )
         if self.options.rewards_share and "rewards" not in self.used:
             raise NotEnoughClipsError(

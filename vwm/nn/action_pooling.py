@@ -67,9 +67,7 @@ def pool_action_embeddings(pooling: ActionPooling | None, embedding: Tensor, unk
     return unknown + pooling((embedding - unknown).unflatten(1, (-1, pooling.frames)))
 
 
-def sum_outcomes(
-    rewards: Tensor, terminated: Tensor | None, frames: int
-) -> tuple[Tensor, Tensor | None, Tensor]:
+def sum_outcomes(rewards: Tensor, terminated: Tensor | None, frames: int) -> tuple[Tensor, Tensor | None, Tensor]:
     """Sum the rewards per frame [b, t k] over the k frames after each latent, and say where the episode terminated.
 
     Rewards are NaN after the end of an episode (see ``ClipBatch``). Where it terminated, the sum is complete without

@@ -256,16 +256,24 @@ def test_a_policy_sees_reconstructions_as_a_rollout_shows_them():
     assert not torch.equal(alone, together[0])
 
 
-def test_clips_longer_than_episodes_are_warned_of(tmp_path):
-    """MinAtar's first ball is lost after a few steps: clips within one episode must not be longer."""
+def test_the_world_learns_ends_at_every_place_and_nothing_after_them(tmp_path):
+    """MinAtar's first ball is lost after a few steps, in episodes that may be shorter than the world's clips."""
     training = tiny_training(tmp_path)
+    training.algorithm.prefill = 160
     training.set_up()
     loop = training.algorithm
     while not loop.due:
         loop.step()
-    loop.policy.parts["world"] = replace(loop.policy.parts["world"], frames=11)
-    with pytest.warns(UserWarning, match=r"world_part.frames=11: .* only 0 of the \d+ episodes"):
-        loop._warn_of_unseen_ends()
+    part = replace(loop.policy.parts["world"], batch_size=200, frames=11)
+    clips = loop._draw_clips("world", part)
+    after = clips.terminated.cumsum(1) - clips.terminated.int() > 0
+    assert set(range(6)) <= set(clips.terminated.nonzero()[:, 1].tolist())
+    assert clips.terminated.sum(1).max() == 1 and torch.equal(clips.rewards.isnan(), after)
+    assert not clips.actions[after].any() and clips.actions[~after].any()
+    repeated = after[:, 1:] & after[:, :-1]
+    assert torch.equal(clips.frames[:, 1:][repeated], clips.frames[:, :-1][repeated])
+    within = loop._draw_clips("policy", replace(part, frames=4))
+    assert not within.rewards.isnan().any() and not within.terminated[:, :-1].any()
     training.algorithm.close()
 
 
