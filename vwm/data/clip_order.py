@@ -147,11 +147,11 @@ class ClipOrder:
                 int(self._rng(3, epoch, shard, episode, clip).integers(self.span)) if self.shuffle else self.span // 2
             )
             return min(max(int(self._events[shard][episode][clip]) - before, 0), length - self.span)
-        slack = max(length - int(self._counts[shard][episode]) * self.span, 0)
         if self._only_ends:
             places = min(self.span, length)
             place = int(self._rng(3, epoch, shard, episode).integers(places)) if self.shuffle else places - 1
             return length - 1 - place
+        slack = max(length - int(self._counts[shard][episode]) * self.span, 0)
         offset = int(self._rng(3, epoch, shard, episode).integers(slack + 1)) if self.shuffle else 0
         return offset + clip * self.span
 

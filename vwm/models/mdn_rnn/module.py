@@ -74,10 +74,11 @@ class MDNRNNModule(TrainingModule):
         output, _ = self.dynamics(self.dynamics.init_state(len(latents)), latents, actions)
         prediction = self.dynamics.predict(output)
         mixture = GaussianMixture(*(part[:, :-1] for part in prediction.next_latent))  # nothing follows the last frame
-        loss = mixture.negative_log_likelihood(latents[:, 1:]).mean()
-        logs = {"latent_loss": loss.detach()}
-        # What follows the end of an episode, where rewards are NaN, does not count.
+        # What follows the end of an episode, where rewards are NaN, does not count: frames that stand still would take
+        # the mixture's variance to its least.
         known = torch.ones_like(latents[..., 0], dtype=torch.bool) if batch.rewards is None else ~batch.rewards.isnan()
+        loss = masked_mean(mixture.negative_log_likelihood(latents[:, 1:]).mean(-1), known[:, 1:])
+        logs = {"latent_loss": loss.detach()}
         if batch.terminated is not None:
             ends = batch.terminated.float()
             each = F.binary_cross_entropy_with_logits(prediction.termination_logits.float(), ends, reduction="none")
