@@ -29,7 +29,7 @@ case $agent in
   dreamer_v3) settings=(-c configs/agents/dreamer_v3_dmc.yaml "${dmc[@]}" --steps 100000) ;;
   diamond | iris | efficientzero)
     task=MinAtar
-    settings=(-c "configs/agents/${agent}_minatar.yaml" --steps 100000 --device auto) ;;
+    settings=(-c "configs/agents/${agent}_minatar.yaml" --steps 100000 --algorithm.replay_capacity 100000 --device auto) ;;
   *) echo "AGENT=$agent is none of tdmpc2, dreamer_v3, diamond, iris, efficientzero" >&2; exit 2 ;;
 esac
 read -ra extra <<< "${EXTRA:-}"
