@@ -146,6 +146,18 @@ def test_a_clip_runs_past_the_end_of_its_episode(folders: list[str]) -> None:
     assert {short.read(short.order.address(0, i))["rewards"].shape for i in range(4)} == {(16,)}
 
 
+def test_a_training_without_a_share_of_ends_says_what_it_learns_of_them(folders: list[str], capsys) -> None:
+    options = {"clip_length": 4, "batch_size": 2, "workers": 0, "val_fraction": 0.0}
+    for path, more, noted in (
+        (folders[0], {"fields": ["frames", "terminated"]}, True),
+        (folders[0], {"fields": ["frames", "terminated"], "ends_share": 0.5}, False),
+        (folders[0], {"fields": ["frames"]}, False),
+        (folders[2], {"fields": ["frames", "terminated"]}, False),
+    ):
+        VideoDataModule(path, **options, **more).train_dataloader()
+        assert ("4 episodes terminated, and clips hold" in capsys.readouterr().out) == noted
+
+
 def test_ends_come_from_data_sets_that_have_them(folders: list[str]) -> None:
     weights = {folders[0]: 1, folders[2]: 1}
     clips = make_clip_dataset(weights, 4, mixture=MixtureOptions(0.5))

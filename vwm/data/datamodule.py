@@ -299,7 +299,20 @@ class VideoDataModule(L.LightningDataModule):
         loader = self._loader(ClipLoader, self.path, split, self.workers, self.labeled_fraction, self.mixture)
         loader.device = device if device.type == "cuda" else None
         self._train_loader = loader
+        if not self.trainer or self.trainer.is_global_zero:
+            self._note_ends(loader)
         return loader
+
+    def _note_ends(self, loader: ClipLoader) -> None:
+        """Say what a world learns of ends that lie within no clip."""
+        if "terminated" not in self.fields or self.mixture.ends_share:
+            return
+        count = sum(bool(entry.terminated) for shard in loader.dataset.shards for entry in shard.episodes)
+        if count:
+            print(
+                f"note: {count} episodes terminated, and clips hold such an end at their last place only: set "
+                "data.ends_share=0.2 for a world in which agents learn (docs/scale.md)"
+            )
 
     def teardown(self, stage: str) -> None:
         """Report how many clips were drawn from each part of a mixture."""
