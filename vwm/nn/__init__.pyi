@@ -90,6 +90,7 @@ from .optimizer import OptimizerConfig as OptimizerConfig
 from .outcome_heads import RewardTermination as RewardTermination
 from .outcome_heads import RewardTerminationHeads as RewardTerminationHeads
 from .outcome_heads import sample_outcomes as sample_outcomes
+from .outcome_heads import sign_termination_losses as sign_termination_losses
 from .pixels import patch_grid as patch_grid
 from .pixels import patchify as patchify
 from .pixels import unpatchify as unpatchify

@@ -19,7 +19,7 @@ from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.core.seeds import fold_in, seeded_uniform
 from vwm.nn.norm import RMSNorm
 from vwm.nn.precision import at_least_float32
-from vwm.nn.ranks import mean_count
+from vwm.nn.ranks import masked_mean, mean_count
 from vwm.nn.two_hot import SymexpTwoHot
 
 TERMINATION_STREAM = -4
@@ -113,6 +113,28 @@ class RewardTerminationHeads(ModelMixin, ConfigMixin):
         absent = self.no_next.to(features.dtype).expand_as(features[:, :1])
         after = torch.cat((features[:, 1:], absent), dim=1)
         return after if terminated is None else torch.where(terminated[..., None], absent, after)
+
+
+def sign_termination_losses(
+    signs: Tensor, ends: Tensor, reward: Tensor, terminated: Tensor | None, known: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropies of the signs of rewards and of terminations, as in IRIS and DIAMOND.
+
+    Args:
+        signs: float [b, t, 3], logits of the signs -1, 0 and 1.
+        ends: float [b, t, 2], logits of going on and ending.
+        reward, terminated, known: see ``RewardTerminationHeads.losses``.
+    """
+    reward_loss = _mean_cross_entropy(signs, reward.sign().long() + 1, known)
+    if terminated is None:  # with a gradient of 0, because data-parallel training requires one for every weight
+        return reward_loss, at_least_float32(ends).sum() * 0
+    return reward_loss, _mean_cross_entropy(ends, terminated.long(), known)
+
+
+def _mean_cross_entropy(logits: Tensor, classes: Tensor, known: Tensor | None) -> Tensor:
+    """Mean of float [b, t, c] and int64 [b, t], where known."""
+    loss = F.cross_entropy(at_least_float32(logits).flatten(0, 1), classes.flatten(), reduction="none")
+    return loss.mean() if known is None else masked_mean(loss, known.flatten())
 
 
 def sample_outcomes(

@@ -8,14 +8,16 @@ Legend: b batch, t time, d width.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.core.seeds import fold_in, seeded_uniform
-from vwm.nn.outcome_heads import TERMINATION_STREAM, RewardTerminationHeads, sample_outcomes
-from vwm.nn.precision import at_least_float32
-from vwm.nn.ranks import mean_count
+from vwm.nn.outcome_heads import (
+    TERMINATION_STREAM,
+    RewardTerminationHeads,
+    sample_outcomes,
+    sign_termination_losses,
+)
 
 REWARD_STREAM = -5
 """Folded into a simulator's seed to sample its reward."""
@@ -48,11 +50,7 @@ class RewardSignHeads(ModelMixin, ConfigMixin):
     ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropies; see ``RewardTerminationHeads.losses``. The action is in the features already."""
         signs, ends = self(features)
-        weight = None if known is None else known * (known.numel() / mean_count(known, features.dtype))
-        reward_loss = _cross_entropy(signs, reward.nan_to_num().sign().long() + 1, weight)
-        if terminated is None:  # with a gradient of 0, because data-parallel training requires one for every weight
-            return reward_loss, ends.sum() * 0
-        return reward_loss, _cross_entropy(ends, terminated.long(), weight)
+        return sign_termination_losses(signs, ends, reward, terminated, known)
 
 
 OutcomeHeads = RewardSignHeads | RewardTerminationHeads
@@ -79,9 +77,3 @@ def sample_action_outcomes(
         chance = seeded_uniform(fold_in(fold_in(seed, stream), position))
         drawn.append((chance[:, None] > logits.float().softmax(-1).cumsum(-1)[:, :-1]).sum(-1))
     return drawn[0].float() - 1, drawn[1] > 0
-
-
-def _cross_entropy(logits: Tensor, classes: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of [b, t, c] and int64 [b, t], weighted by [b, t]."""
-    loss = F.cross_entropy(at_least_float32(logits).flatten(0, 1), classes.flatten(), reduction="none")
-    return loss.mean() if weight is None else (loss * weight.flatten()).mean()

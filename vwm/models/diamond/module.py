@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vwm.core.frames import frames_to_float, video_to_uint8
@@ -22,9 +21,10 @@ from vwm.models.diamond.outcome_model import DiamondOutcomeModel
 from vwm.models.diamond.sampling import DiamondSampling, check_diamond_sampling, sample_frame
 from vwm.models.diamond.simulator import check_diamond_parts
 from vwm.models.diamond.upsampler import rounded_pixels
+from vwm.nn.action_pooling import sum_outcomes
 from vwm.nn.clip_draws import draw_normal, draw_normal_like, draw_uniform
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.nn.ranks import masked_mean
+from vwm.nn.outcome_heads import sign_termination_losses
 from vwm.nn.training_module import TrainingModule, known_actions
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 
@@ -163,11 +163,8 @@ class DiamondModule(TrainingModule):
         assert self.outcomes is not None
         after = torch.cat((frames[:, 1:], self._frame_after(frames, actions)[:, None]), dim=1)
         _, logits = self.outcomes(self.outcomes.init_memory(len(frames)), frames, actions, after)
-        known = ~batch.rewards.isnan()  # not after the end of an episode
-        reward = _cross_entropy(logits.reward, batch.rewards.nan_to_num().sign().long() + 1, known)
-        if batch.terminated is None:  # with a gradient of 0, as data-parallel training requires one for every weight
-            return reward, logits.termination.float().sum() * 0
-        return reward, _cross_entropy(logits.termination, batch.terminated.long(), known)
+        outcomes = sum_outcomes(batch.rewards, batch.terminated, 1)
+        return sign_termination_losses(logits.reward, logits.termination, *outcomes)
 
     @torch.no_grad()
     def _frame_after(self, frames: Tensor, actions: Tensor) -> Tensor:
@@ -235,9 +232,3 @@ class DiamondModule(TrainingModule):
             frame = sample_frame(self.dynamics, past, led, noise.__getitem__, noise.__getitem__, self.sampling)
             video = torch.cat((video, rounded_pixels(frame)[:, None]), dim=1)
         return video_to_uint8(video[:, n:])
-
-
-def _cross_entropy(logits: Tensor, classes: Tensor, known: Tensor) -> Tensor:
-    """Mean of [b, t, c] and int64 [b, t], where known (bool [b, t])."""
-    each = F.cross_entropy(logits.flatten(0, 1).float(), classes.flatten(), reduction="none")
-    return masked_mean(each, known.flatten())
