@@ -18,6 +18,13 @@ RECOMPILE_LIMIT = 64
 those of all networks together, and a block beyond it would run uncompiled."""
 
 
+def raise_recompile_limit() -> None:
+    """Let the compiler keep ``RECOMPILE_LIMIT`` variants; to be called before anything is compiled."""
+    import torch._dynamo.config as settings  # the compiler, which takes as long to import as torch
+
+    settings.recompile_limit = max(settings.recompile_limit, RECOMPILE_LIMIT)
+
+
 def find_blocks(network: nn.Module) -> Iterator[nn.Module]:
     """Yield the blocks of all parts of a network: of each attribute ``blocks`` that holds modules."""
     for part in network.modules():
@@ -40,9 +47,7 @@ def compile_blocks(
         fullgraph: whether a block that cannot be compiled as one graph is an error.
         dynamic: whether the code fits all shapes; None for where shapes change, False for one code per shape.
     """
-    import torch._dynamo.config as settings  # the compiler, which takes as long to import as torch
-
-    settings.recompile_limit = max(settings.recompile_limit, RECOMPILE_LIMIT)
+    raise_recompile_limit()
     for block in find_blocks(network):
         block.compile(backend=backend, fullgraph=fullgraph, dynamic=dynamic)
 

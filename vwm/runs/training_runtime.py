@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from vwm.core.blocks import raise_recompile_limit
 from vwm.runs.metric_loggers import MetricLogger
 
 
@@ -37,6 +38,7 @@ def compile_networks(network: nn.Module) -> None:
     Agents and world models have methods of other names, which loop over time in Python. Their encoders, cells, heads
     and decoders have a ``forward``.
     """
+    raise_recompile_limit()
     for child in network.children():
         if type(child).forward is not nn.Module.forward:
             child.compile()
