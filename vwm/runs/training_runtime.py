@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from vwm.core.blocks import raise_recompile_limit
+from vwm.core.blocks import CompilerBackend, raise_recompile_limit
 from vwm.runs.metric_loggers import MetricLogger
 
 
@@ -32,7 +32,7 @@ class TrainingRuntime:
     loggers: Sequence[MetricLogger] = ()
 
 
-def compile_networks(network: nn.Module) -> None:
+def compile_networks(network: nn.Module, backend: CompilerBackend = "inductor") -> None:
     """Compile every outermost part that has a ``forward`` in place, which keeps the names of its weights.
 
     Agents and world models have methods of other names, which loop over time in Python. Their encoders, cells, heads
@@ -41,6 +41,6 @@ def compile_networks(network: nn.Module) -> None:
     raise_recompile_limit()
     for child in network.children():
         if type(child).forward is not nn.Module.forward:
-            child.compile()
+            child.compile(backend=backend)
         else:
-            compile_networks(child)
+            compile_networks(child, backend)
