@@ -1,12 +1,14 @@
 """Measure the effect of few labels: train one world per share of labeled clips, and evaluate its action control.
 
+    python tools/labeled_fraction.py data/space_invaders data/space_invaders_unseen --config dit/minatar_small \
+        --steps 4000 --labeled-share 0.5 --out runs/labeled --compile true
     python tools/labeled_fraction.py data/coinrun_latents data/coinrun_unseen --tokenizer runs/vae_bundle \
         --config configs/dit/coinrun_small.yaml --steps 1000 --out runs/labeled
 
 Every world is trained on all clips for the same number of steps; the actions of unlabeled clips are hidden (Dreamer 4,
 arXiv 2509.24527, section 4.3). Rollouts are under the recording's actions. Gains are relative to full labels:
-(share - none) / (all - none). Run it again to continue where it stopped; with ``--only`` several runs can
-be made in parallel.
+(share - none) / (all - none). Other options go to ``vwm fit``. Run it again to continue where it stopped; with
+``--only`` several runs can be made in parallel.
 """
 
 from __future__ import annotations
@@ -22,18 +24,19 @@ VWM = [str(Path(sys.executable).parent / "vwm")]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("train", help="shards with latents (vwm encode) and actions")
+    parser.add_argument("train", help="shards with actions, and with latents (vwm encode) if there is a tokenizer")
     parser.add_argument("test", help="shards with frames and actions, never trained on")
-    parser.add_argument("--tokenizer", required=True, help="the tokenizer's bundle")
+    parser.add_argument("--tokenizer", help="the tokenizer's bundle; none for a world in pixels")
     parser.add_argument("--config", default="configs/dit/coinrun_small.yaml", help="of the world")
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of each world")
     parser.add_argument("--horizon", type=int, default=16, help="frames of a rollout")
     parser.add_argument("--clips", type=int, default=64, help="clips to measure on")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.01, 0.1, 1.0])
+    parser.add_argument("--labeled-share", type=float, help="share of the training clips that are labeled ones")
     parser.add_argument("--only", type=float, nargs="*", help="train and evaluate only these shares, without a table")
     parser.add_argument("--starts", default="none", help="shards for the bundles' names; none are required here")
     parser.add_argument("--out", type=Path, default=Path("runs/labeled"), help="folder of the runs")
-    options = parser.parse_args()
+    options, options.fit = parser.parse_known_args()
     reports = {}
     for share in options.shares if options.only is None else options.only:
         reports[share] = measured(options, share)
@@ -53,10 +56,12 @@ def measured(options: argparse.Namespace, share: float) -> dict[str, float]:
     if not report.is_file():
         run.mkdir(parents=True, exist_ok=True)
         made.write_text(json.dumps(settings))
-        _vwm("fit", "-c", options.config, "--run", str(run), "--model.init_args.tokenizer", options.tokenizer,
-             "--data.init_args.path", options.train, "--data.init_args.fields", "[latents, actions]",
-             "--data.init_args.labeled_fraction", str(share), "--data.init_args.workers", "0", "--threads", "1",
-             "--trainer.max_steps", str(options.steps))  # fmt: skip
+        tokenizer = ["--model.tokenizer", options.tokenizer, "--data.fields", "[latents, actions]"]
+        drawn = ["--data.labeled_share", str(options.labeled_share)]
+        _vwm("fit", "-c", options.config, "--run", str(run), "--data.path", options.train,
+             "--data.labeled_fraction", str(share), "--data.workers", "0", "--threads", "1",
+             "--trainer.max_steps", str(options.steps), *(tokenizer if options.tokenizer else []),
+             *(drawn if options.labeled_share and 0 < share < 1 else []), *options.fit)  # fmt: skip
         _vwm("export", str(run), "-o", str(run / "bundle"), "--data", options.starts)
         _vwm("eval", str(run / "bundle"), options.test, "--clips", str(options.clips), "--horizon",
              str(options.horizon), "--out", str(run / "report"), "--videos", "4")  # fmt: skip

@@ -186,6 +186,34 @@ def test_clips_around_rewards_have_their_share(folders: list[str], ends: float |
     assert drawn["around rewards"] == 80 and drawn.get("ends of episodes", 0) == 200 * (ends or 0)
 
 
+def test_clips_of_labeled_episodes_have_their_share(folders: list[str]) -> None:
+    """Of the seven episodes, a third are two; their clips are half of all, and the others come as before."""
+    mixture = MixtureOptions(labeled_share=0.5, rewards_share=0.25)
+    fields = ("frames", "actions", "rewards")
+    clips = make_clip_dataset(folders[0], 4, fields=fields, labeled_fraction=0.3, mixture=mixture)
+    assert isinstance(clips.order, MixedOrder) and len(clips.order) == len(make_clip_dataset(folders[0], 4).order)
+    drawn = count_drawn(clips.order, 0, 200)
+    assert (drawn["labeled"], drawn["around rewards"]) == (100, 50)
+    source = next(source for source in clips.order.sources if source.name == "labeled")
+    passed = [clips.read(source.order.address(0, i)) for i in range(len(source.order))]
+    assert all(clip["labeled"] and clip["actions"].any() for clip in passed)
+    same = make_clip_dataset(folders[0], 4, fields=fields, labeled_fraction=0.3)
+    every = [same.read(same.order.address(0, i)) for i in range(len(same.order))]
+    starts = [sorted(int(c["frames"][0, 0, 0, 1]) for c in found if c["labeled"]) for found in (passed, every)]
+    assert len(starts[0]) == len(starts[1]) > 2  # each labeled clip once a pass
+
+
+def test_labels_come_from_data_sets_that_have_them(folders: list[str]) -> None:
+    with pytest.raises(
+        NotEnoughClipsError, match=r"labeled_share is 0\.5, but the actions of no .*labeled_fraction 0\)"
+    ):
+        make_clip_dataset(folders[0], 4, labeled_fraction=0.0, mixture=MixtureOptions(labeled_share=0.5))
+    message = r"ends_share 0\.5 and data\.labeled_share 0\.6 are more than all"
+    with pytest.raises(ValueError, match=message):
+        VideoDataModule(folders[0], ends_share=0.5, labeled_share=0.6)
+    VideoDataModule(folders[0], ends_share=0.1, rewards_share=0.7, labeled_share=0.2)  # exactly all of them
+
+
 def test_a_reward_between_latents_is_in_a_clip_of_whole_latents(tmp_path: Path) -> None:
     """With k frames per latent, the latent that an action leads from or into is in the clip that it is drawn for."""
     from vwm.data.mixtures import _find_rewarded

@@ -45,8 +45,8 @@ SIZES += " num_envs episodes checkpoint_every log_every frames_per_shard code_wi
 SIZES += " frames_per_latent memory_every global_batch context_parallel tensor_parallel"
 COUNTS = "warmup timeout prefill pretrain_updates weight_decay replay_capacity min_lr start_lr"
 COUNTS += " sink_frames memory_frames"
-FRACTIONS = "val_fraction labeled_fraction ends_share rewards_share context_corruption action_dropout dropout discount"
-FRACTIONS += " lam tau"
+FRACTIONS = "val_fraction labeled_fraction ends_share rewards_share labeled_share context_corruption action_dropout"
+FRACTIONS += " dropout discount lam tau"
 SETTING_RANGES = {
     **dict.fromkeys(SIZES.split(), SettingRange(1, 2**31)),
     **dict.fromkeys(COUNTS.split(), SettingRange(0)),

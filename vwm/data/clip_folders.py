@@ -75,7 +75,7 @@ def make_clip_dataset(
         frames_per_latent=encoded,
         stills=stills,
     )
-    order = make_order(data_sets, shards, mixture, make)
+    order = make_order(data_sets, shards, mixture, make, labeled_fraction)
     return ClipDataset(
         paths=paths,
         shards=shards,

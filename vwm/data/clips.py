@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from vwm.core.remote_files import is_remote
 from vwm.data.clip_order import ClipAddress, check_whole_latents
-from vwm.data.episode_selection import hash_threshold, key_hash
+from vwm.data.episode_selection import find_labeled
 from vwm.data.frame_reading import read_frames
 from vwm.data.mixed_order import ClipSequence
 from vwm.data.remote_blocks import know_shard
@@ -26,8 +26,6 @@ from vwm.data.shard_reading import read_array_rows, read_episode_metadata
 CLIP_FIELDS = ("frames", "actions", "rewards", "state", "latents", "latents_std", "terminated", "task")
 MAX_READERS = 16
 """Clips of a batch that a process reads from a store at the same time."""
-LABELED_SALT = b"labelled"  # British spelling: another salt would select other episodes
-"""Salt of the hash that selects labeled episodes, so that it is independent of the validation split."""
 
 
 @dataclass
@@ -141,11 +139,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.cache = cache
         self.stills = stills
         self.tasks = [0] * len(self.paths) if tasks is None else list(tasks)
-        keys = (entry.key for shard in shards for entry in shard.episodes)
         self._unlabeled_actions = self._find_unlabeled_actions() if "actions" in fields else None
         parts = [entry.known_parts for shard in shards for entry in shard.episodes]
         self._num_parts = max(map(len, parts), default=0) if not all(map(all, parts)) else 0
-        self._label_threshold = hash_threshold(keys, labeled_fraction, LABELED_SALT) if labeled_fraction < 1 else 1.0
+        self._labeled = find_labeled(shards, labeled_fraction)
 
     def __len__(self) -> int:
         """Return the number of clips in an epoch."""
@@ -204,8 +201,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 last_step = entry.frames - 1 - address.start
                 clip[field][last_step : last_step + 1] = meta["terminated"]
         if self.labeled_fraction < 1 or self._unlabeled_actions is not None:
-            is_selected = self.labeled_fraction == 1 or key_hash(entry.key, LABELED_SALT) < self._label_threshold
-            clip["labeled"] = np.bool_(is_selected and "actions.npy" in entry.members)
+            clip["labeled"] = self._labeled[address.shard][address.episode]
             if "actions" in clip and not clip["labeled"]:
                 clip["actions"] = np.zeros_like(clip["actions"])
         if self._num_parts and "actions" in self.fields:

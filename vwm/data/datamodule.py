@@ -230,6 +230,8 @@ class VideoDataModule(L.LightningDataModule):
             repeated after it, see ``ClipBatch``. The others come as without it, and have an end at the last place only.
         rewards_share: share of the training clips that hold a rewarded action at a random place, each such action as
             often as the others, so that rare rewards are learned. Training begins with reading all rewards.
+        labeled_share: share of the training clips that are of episodes whose actions are given, each as often as the
+            others, so that few labels are learned from.
         buckets: weights of the training episodes by their duration or by a score.
         cache_gb: size in GB of a cache on disk of what is read from remote shards; null keeps none. Processes and runs
             share it.
@@ -257,6 +259,7 @@ class VideoDataModule(L.LightningDataModule):
         frames_per_latent: int | None = None,
         ends_share: float | None = None,
         rewards_share: float | None = None,
+        labeled_share: float | None = None,
         buckets: EpisodeBuckets | None = None,
         cache_gb: float | None = None,
         cache_folder: str | None = None,
@@ -267,7 +270,7 @@ class VideoDataModule(L.LightningDataModule):
             clip_length=clip_length, batch_size=batch_size, stride=stride, frames_per_latent=frames_per_latent
         )
         check_fraction(val_fraction=val_fraction, labeled_fraction=labeled_fraction)
-        check_fraction(ends_share=ends_share, rewards_share=rewards_share)
+        check_fraction(ends_share=ends_share, rewards_share=rewards_share, labeled_share=labeled_share)
         check_not_negative(workers=workers, timeout=timeout)
         self.path = path
         self.clip_length = clip_length
@@ -287,7 +290,7 @@ class VideoDataModule(L.LightningDataModule):
             self.cache = ShardCache(Path(cache_folder or user_cache() / "pieces"), int(cache_gb * 1e9))
         self.stills = stills
         self._train_loader: ClipLoader | None = None
-        self.mixture = MixtureOptions(ends_share or None, buckets, rewards_share or None)
+        self.mixture = MixtureOptions(ends_share or None, buckets, rewards_share or None, labeled_share or None)
         self.global_batch: int | None = None
         self.processes_per_clip = 1
         """Consecutive processes that get the same clips."""

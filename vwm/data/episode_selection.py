@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vwm.data.shard_index import ShardIndex
 
 _PIECE_KEY = re.compile(r"(.*\d{6}-\d{4})-\d{5}")
 """Keys of the pieces into which ``vwm ingest`` cuts a video: shard, video, piece."""
+LABELED_SALT = b"labelled"  # British spelling: another salt would select other episodes
+"""Salt of the hash that selects labeled episodes, so that it is independent of the validation split."""
 
 
 def split_group(key: str) -> str:
@@ -30,3 +37,15 @@ def hash_threshold(keys: Iterable[str], fraction: float, salt: bytes = b"") -> f
     hashes = sorted(key_hash(key, salt) for key in keys)
     count = min(len(hashes), max(round(fraction * len(hashes)), int(fraction > 0)))
     return hashes[count] if count < len(hashes) else 1.0
+
+
+def find_labeled(shards: Sequence[ShardIndex], fraction: float) -> list[NDArray[np.bool_]]:
+    """Return which episodes of each shard are labeled: they have actions, and are of the fraction that may use them."""
+    keys = (entry.key for shard in shards for entry in shard.episodes)
+    threshold = hash_threshold(keys, fraction, LABELED_SALT) if fraction < 1 else 1.0
+    return [
+        np.array(
+            ["actions.npy" in e.members and key_hash(e.key, LABELED_SALT) < threshold for e in shard.episodes], bool
+        )
+        for shard in shards
+    ]

@@ -1,4 +1,4 @@
-"""Mixtures: training clips from data sets by weight, from buckets of episodes, from their ends, and around rewards."""
+"""Mixtures: more training clips of some data sets, buckets of episodes, ends, rewards or labeled episodes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vwm.data.clip_order import ClipOrder, NotEnoughClipsError
+from vwm.data.episode_selection import find_labeled
 from vwm.data.mixed_order import ClipSequence, ClipSource, MixedOrder
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards
 from vwm.data.shard_reading import read_array, read_episode_metadata
@@ -118,13 +119,14 @@ class MixtureOptions:
     ends_share: float | None = None
     buckets: EpisodeBuckets | None = None
     rewards_share: float | None = None
+    labeled_share: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.ends_share or 0) + (self.rewards_share or 0) > 1:
-            raise ValueError(
-                f"data.ends_share {self.ends_share:g} and data.rewards_share {self.rewards_share:g} are more than all "
-                "clips together: lower one of them"
-            )
+        names = ("ends_share", "rewards_share", "labeled_share")
+        shares = {name: share for name in names if (share := getattr(self, name))}
+        if sum(Fraction(str(share)) for share in shares.values()) > 1:
+            listed = " and ".join(f"data.{name} {share:g}" for name, share in shares.items())
+            raise ValueError(f"{listed} are more than all clips together: lower one of them")
 
 
 UNMIXED = MixtureOptions()
@@ -132,7 +134,11 @@ UNMIXED = MixtureOptions()
 
 
 def make_order(
-    data_sets: Sequence[DataSet], shards: Sequence[ShardIndex], options: MixtureOptions, make: partial[ClipOrder]
+    data_sets: Sequence[DataSet],
+    shards: Sequence[ShardIndex],
+    options: MixtureOptions,
+    make: partial[ClipOrder],
+    labeled_fraction: float = 1.0,
 ) -> ClipSequence:
     """Make the order of the clips of all data sets.
 
@@ -141,17 +147,18 @@ def make_order(
         shards: the indices of all their shards, one data set after the other.
         options: what is drawn more often.
         make: makes a ``ClipOrder`` of shards.
+        labeled_fraction: fraction of the episodes whose actions are given.
 
     Raises:
-        NotEnoughClipsError: a data set or bucket with a weight has no clip, no episode terminated, or no action
-            was rewarded.
+        NotEnoughClipsError: a data set or bucket with a weight has no clip, no episode terminated, no action was
+            rewarded, or none is given.
     """
     paths = [path for data_set in data_sets for path in data_set.shards]
     if all(data_set.weight is None for data_set in data_sets):
         if options == UNMIXED:
             return make(shards)
         data_sets = [DataSet(", ".join(d.name for d in data_sets), Fraction(1), paths)]
-    builder = _OrderBuilder(shards, paths, options, make)
+    builder = _OrderBuilder(shards, paths, options, make, labeled_fraction)
     owners = np.repeat(np.arange(len(data_sets)), [len(data_set.shards) for data_set in data_sets])
     sources = []
     for number, (name, weight, _) in enumerate(data_sets):
@@ -163,15 +170,21 @@ def make_order(
 
 
 class _OrderBuilder:
-    """Makes the orders of single data sets: ends apart from the rest, and the rest by buckets."""
+    """Makes the orders of single data sets: ends, rewards and labels apart from the rest, and the rest by buckets."""
 
     def __init__(
-        self, shards: Sequence[ShardIndex], paths: Sequence[str], options: MixtureOptions, make: partial[ClipOrder]
+        self,
+        shards: Sequence[ShardIndex],
+        paths: Sequence[str],
+        options: MixtureOptions,
+        make: partial[ClipOrder],
+        labeled_fraction: float,
     ) -> None:
         self.shards = shards
         self.paths = paths
         self.options = options
         self.make = make
+        self.labeled_fraction = labeled_fraction
         self.seed = int(make.keywords["seed"])
         self.used: set[str] = set()
         self.buckets = self._each(options.buckets.find) if options.buckets is not None else None
@@ -184,7 +197,11 @@ class _OrderBuilder:
             chosen = [mask & weighted[numbers] for mask, numbers in zip(chosen, self.buckets, strict=True)]
         special = [
             source
-            for source in (self._ends(chosen, (*branch, 1)), self._rewards(chosen, (*branch, 2)))
+            for source in (
+                self._ends(chosen, (*branch, 1)),
+                self._rewards(chosen, (*branch, 2)),
+                self._labeled(chosen, (*branch, 3)),
+            )
             if source is not None
         ]
         if not special:
@@ -225,6 +242,19 @@ class _OrderBuilder:
         self.used.add("rewards")
         return ClipSource("around rewards", order, Fraction(str(self.options.rewards_share)))
 
+    def _labeled(self, chosen: list[NDArray[np.bool_]], branch: tuple[int, ...]) -> ClipSource | None:
+        """Clips of the chosen episodes whose actions are known; None where none is asked for, or there are none."""
+        if not self.options.labeled_share:
+            return None
+        labeled = find_labeled(self.shards, self.labeled_fraction)
+        known = [mask & given for mask, given in zip(chosen, labeled, strict=True)]
+        try:
+            order = self.make(self.shards, chosen=known, branch=branch)
+        except NotEnoughClipsError:
+            return None
+        self.used.add("labeled")
+        return ClipSource("labeled", order, Fraction(str(self.options.labeled_share)))
+
     def check_used(self, name: str) -> None:
         """Raise NotEnoughClipsError where nothing is drawn from what was requested."""
         buckets = self.options.buckets
@@ -243,6 +273,11 @@ class _OrderBuilder:
             raise NotEnoughClipsError(
                 f"{name}: data.rewards_share is {self.options.rewards_share:g}, but no action of a training episode "
                 f"that is as long as a clip was rewarded: leave it out"
+            )
+        if self.options.labeled_share and "labeled" not in self.used:
+            raise NotEnoughClipsError(
+                f"{name}: data.labeled_share is {self.options.labeled_share:g}, but the actions of no training episode "
+                f"as long as a clip are given (data.labeled_fraction {self.labeled_fraction:g}): leave it out"
             )
 
     def _by_buckets(self, name: str, chosen: list[NDArray[np.bool_]], branch: tuple[int, ...]) -> ClipSequence:
