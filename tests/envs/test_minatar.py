@@ -6,6 +6,7 @@ import torch
 
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.envs.env_ids import make_env
+from vwm.envs.minatar import ACTION_NAMES, GAMES
 
 pytest.importorskip("minatar", reason="MinAtar is not installed")
 
@@ -38,6 +39,21 @@ def test_equal_seeds_and_actions_give_equal_episodes_after_any_other_episode() -
         used, fresh = make_env(MINATAR, {"game": game}), make_env(MINATAR, {"game": game})
         other = episode(used, 1)
         assert episode(used, 4) == episode(fresh, 4) != other
+
+
+def test_games_can_share_their_actions() -> None:
+    """An action that does not matter to a game is as no action."""
+    names = [make_env(MINATAR, {"game": g, "full_action_space": True}).unwrapped.get_action_meanings() for g in GAMES]
+    assert names == [list(ACTION_NAMES)] * len(GAMES)
+    frames = []
+    for options, actions in (
+        ({}, [0, 1, 0, 2]),
+        ({"full_action_space": True}, [5, 1, 2, 3]),
+    ):  # none, left, none, right
+        env = make_env(MINATAR, {"game": "breakout", "sticky_actions": 0.0, **options})
+        env.reset(seed=0)
+        frames.append([env.step(action)[0].tobytes() for action in actions])
+    assert frames[0] == frames[1] and len(set(frames[0])) == 4
 
 
 def test_it_opens_as_a_batched_environment_and_names_its_games() -> None:

@@ -20,7 +20,7 @@ MINATAR_ID = "vwm/MinAtar-v0"
 MINATAR_FPS = 10.0
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 ACTION_NAMES = ("noop", "left", "up", "right", "down", "fire")
-"""MinAtar's actions; a game has those that matter to it."""
+"""MinAtar's actions, of which each game has those that matter to it."""
 
 
 class MinAtarEnv(gymnasium.Env[NDArray[np.uint8], Any]):
@@ -32,6 +32,7 @@ class MinAtarEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         scale: side of a cell in pixels.
         sticky_actions: probability that the action before is repeated.
         ramping: whether the game becomes harder with time, where it can.
+        full_action_space: whether a game has all of ``ACTION_NAMES``, so that one world can hold several games.
 
     Raises:
         ImportError: MinAtar is not installed.
@@ -45,6 +46,7 @@ class MinAtarEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         scale: int = 2,
         sticky_actions: float = 0.1,
         ramping: bool = True,
+        full_action_space: bool = False,
     ) -> None:
         if game not in GAMES or scale < 1:
             raise ValueError(f"game must be one of {', '.join(GAMES)} and scale 1 or more, got {game!r} and {scale}")
@@ -53,7 +55,7 @@ class MinAtarEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         self.scale = scale
         self._settings = {"env_name": game, "sticky_action_prob": sticky_actions, "difficulty_ramping": ramping}
         self._open(seed=0)
-        self._actions = self._game.minimal_action_set()
+        self._actions = list(range(len(ACTION_NAMES))) if full_action_space else self._game.minimal_action_set()
         self._colors = _object_colors(self._game.state_shape()[2])
         self.observation_space = spaces.Box(0, 255, (10 * scale, 10 * scale, 3), np.uint8)
         self.action_space = spaces.Discrete(len(self._actions))
