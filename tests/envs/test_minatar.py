@@ -46,11 +46,9 @@ def test_games_can_share_their_actions() -> None:
     names = [make_env(MINATAR, {"game": g, "full_action_space": True}).unwrapped.get_action_meanings() for g in GAMES]
     assert names == [list(ACTION_NAMES)] * len(GAMES)
     frames = []
-    for options, actions in (
-        ({}, [0, 1, 0, 2]),
-        ({"full_action_space": True}, [5, 1, 2, 3]),
-    ):  # none, left, none, right
-        env = make_env(MINATAR, {"game": "breakout", "sticky_actions": 0.0, **options})
+    none_left_none_right = {False: [0, 1, 0, 2], True: [5, 1, 2, 3]}
+    for full, actions in none_left_none_right.items():
+        env = make_env(MINATAR, {"game": "breakout", "sticky_actions": 0.0, "full_action_space": full})
         env.reset(seed=0)
         frames.append([env.step(action)[0].tobytes() for action in actions])
     assert frames[0] == frames[1] and len(set(frames[0])) == 4
