@@ -142,7 +142,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self._unlabeled_actions = self._find_unlabeled_actions() if "actions" in fields else None
         parts = [entry.known_parts for shard in shards for entry in shard.episodes]
         self._num_parts = max(map(len, parts), default=0) if not all(map(all, parts)) else 0
-        self._labeled = find_labeled(shards, labeled_fraction)
+        is_partly_labeled = labeled_fraction < 1 or self._unlabeled_actions is not None
+        self._labeled = find_labeled(shards, labeled_fraction) if is_partly_labeled else None
 
     def __len__(self) -> int:
         """Return the number of clips in an epoch."""
@@ -200,7 +201,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 clip[field] = np.zeros(steps, bool)
                 last_step = entry.frames - 1 - address.start
                 clip[field][last_step : last_step + 1] = meta["terminated"]
-        if self.labeled_fraction < 1 or self._unlabeled_actions is not None:
+        if self._labeled is not None:
             clip["labeled"] = self._labeled[address.shard][address.episode]
             if "actions" in clip and not clip["labeled"]:
                 clip["actions"] = np.zeros_like(clip["actions"])

@@ -41,11 +41,10 @@ def hash_threshold(keys: Iterable[str], fraction: float, salt: bytes = b"") -> f
 
 def find_labeled(shards: Sequence[ShardIndex], fraction: float) -> list[NDArray[np.bool_]]:
     """Return which episodes of each shard are labeled: they have actions, and are of the fraction that may use them."""
-    keys = (entry.key for shard in shards for entry in shard.episodes)
-    threshold = hash_threshold(keys, fraction, LABELED_SALT) if fraction < 1 else 1.0
-    return [
-        np.array(
-            ["actions.npy" in e.members and key_hash(e.key, LABELED_SALT) < threshold for e in shard.episodes], bool
-        )
-        for shard in shards
-    ]
+    labeled = [np.array(["actions.npy" in entry.members for entry in shard.episodes], bool) for shard in shards]
+    if fraction == 1:
+        return labeled
+    threshold = hash_threshold((entry.key for shard in shards for entry in shard.episodes), fraction, LABELED_SALT)
+    for shard, mask in zip(shards, labeled, strict=True):
+        mask &= np.array([key_hash(entry.key, LABELED_SALT) < threshold for entry in shard.episodes], bool)
+    return labeled

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,20 +214,15 @@ class _OrderBuilder:
         return MixedOrder(sources, self.seed, length=len(clips), branch=branch)
 
     def _ends(self, chosen: list[NDArray[np.bool_]], branch: tuple[int, ...]) -> ClipSource | None:
-        """Clips of the ends of the chosen episodes that terminated; None where none is asked for, or none did."""
+        """Clips of the ends of the chosen episodes that terminated."""
         if not self.options.ends_share:
             return None
         terminated = self._each(_is_terminated)
         ended = [mask & ends.astype(bool) for mask, ends in zip(chosen, terminated, strict=True)]
-        try:
-            order = self.make(self.shards, chosen=ended, only_ends=True, branch=branch)
-        except NotEnoughClipsError:
-            return None
-        self.used.add("ends")
-        return ClipSource("ends of episodes", order, Fraction(str(self.options.ends_share)))
+        return self._special("ends of episodes", "ends_share", chosen=ended, only_ends=True, branch=branch)
 
     def _rewards(self, chosen: list[NDArray[np.bool_]], branch: tuple[int, ...]) -> ClipSource | None:
-        """Clips around the rewards of the chosen episodes; None where none is asked for, or there are none."""
+        """Clips around the rewards of the chosen episodes."""
         if not self.options.rewards_share:
             return None
         unit = int(self.make.keywords["frames_per_latent"])
@@ -235,25 +230,24 @@ class _OrderBuilder:
             [_find_rewarded(path, entry, unit) if mask[i] else _NO_EVENT for i, entry in enumerate(shard.episodes)]
             for path, shard, mask in zip(self.paths, self.shards, chosen, strict=True)
         ]
-        try:
-            order = self.make(self.shards, chosen=chosen, events=events, branch=branch)
-        except NotEnoughClipsError:
-            return None
-        self.used.add("rewards")
-        return ClipSource("around rewards", order, Fraction(str(self.options.rewards_share)))
+        return self._special("around rewards", "rewards_share", chosen=chosen, events=events, branch=branch)
 
     def _labeled(self, chosen: list[NDArray[np.bool_]], branch: tuple[int, ...]) -> ClipSource | None:
-        """Clips of the chosen episodes whose actions are known; None where none is asked for, or there are none."""
+        """Clips of the chosen episodes whose actions are known."""
         if not self.options.labeled_share:
             return None
         labeled = find_labeled(self.shards, self.labeled_fraction)
         known = [mask & given for mask, given in zip(chosen, labeled, strict=True)]
+        return self._special("labeled", "labeled_share", chosen=known, branch=branch)
+
+    def _special(self, name: str, share: str, **options: Any) -> ClipSource | None:
+        """Return the clips of ``ClipOrder``'s options with the share of that name; None where there are none."""
         try:
-            order = self.make(self.shards, chosen=known, branch=branch)
+            order = self.make(self.shards, **options)
         except NotEnoughClipsError:
             return None
-        self.used.add("labeled")
-        return ClipSource("labeled", order, Fraction(str(self.options.labeled_share)))
+        self.used.add(share)
+        return ClipSource(name, order, Fraction(str(getattr(self.options, share))))
 
     def check_used(self, name: str) -> None:
         """Raise NotEnoughClipsError where nothing is drawn from what was requested."""
@@ -264,17 +258,17 @@ class _OrderBuilder:
                     f"{name}: data.buckets draws from {bucket} with weight {weight:g}, where no training episode is as "
                     f"long as a clip: set its weight to 0, or other edges"
                 )
-        if self.options.ends_share and "ends" not in self.used:
+        if self.options.ends_share and "ends_share" not in self.used:
             raise NotEnoughClipsError(
                 f"{name}: data.ends_share is {self.options.ends_share:g}, but no training episode terminated: leave it "
                 f"out, or record episodes to their end"
             )
-        if self.options.rewards_share and "rewards" not in self.used:
+        if self.options.rewards_share and "rewards_share" not in self.used:
             raise NotEnoughClipsError(
                 f"{name}: data.rewards_share is {self.options.rewards_share:g}, but no action of a training episode "
                 f"that is as long as a clip was rewarded: leave it out"
             )
-        if self.options.labeled_share and "labeled" not in self.used:
+        if self.options.labeled_share and "labeled_share" not in self.used:
             raise NotEnoughClipsError(
                 f"{name}: data.labeled_share is {self.options.labeled_share:g}, but the actions of no training episode "
                 f"as long as a clip are given (data.labeled_fraction {self.labeled_fraction:g}): leave it out"
