@@ -135,7 +135,6 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.stride = stride
         self.frames_per_latent = frames_per_latent
         self.fields = tuple(fields)
-        self.labeled_fraction = labeled_fraction
         self.cache = cache
         self.stills = stills
         self.tasks = [0] * len(self.paths) if tasks is None else list(tasks)
