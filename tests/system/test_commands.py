@@ -190,7 +190,7 @@ def test_a_diffusion_world_is_evaluated(car_racing):
     assert {p.suffix for p in (car_racing / "dit" / "videos").iterdir()} == {".mp4", ".png"}
     main(
         ["eval", str(car_racing / "bundle"), str(car_racing / "data"), "--out", str(car_racing / "report")]
-        + ["--clips", "4", "--horizon", "6", "--batch_size", "4", "--videos", "1"]
+        + ["--clips", "4", "--horizon", "6", "--batch_size", "4", "--videos", "1", "--drift-seconds", "1"]
     )
     report = json.loads((car_racing / "report" / "report.json").read_text())
     assert {"index.html", "rollouts.png", "rollout_00.mp4"} <= {p.name for p in (car_racing / "report").iterdir()}

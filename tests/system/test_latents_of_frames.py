@@ -74,7 +74,7 @@ def test_the_exported_world_shows_four_frames_per_step(world):
 def test_it_is_evaluated_by_frames_and_seconds(world, capsys):
     main(
         ["eval", str(world / "bundle"), str(world / "data"), "--out", str(world / "report")]
-        + ["--clips", "4", "--horizon", "6", "--batch_size", "4", "--videos", "1"]
+        + ["--clips", "4", "--horizon", "6", "--batch_size", "4", "--videos", "1", "--drift-seconds", "1"]
     )
     report = json.loads((world / "report" / "report.json").read_text())
     rollout, play = report["rollout"], report["play"]

@@ -188,7 +188,7 @@ def test_every_family_is_evaluated_by_the_report_that_it_names(name: str, folder
         with pytest.raises(ValueError, match=FAMILIES[name].no_report[:30]):
             evaluate_world(*arguments)
         return
-    report = evaluate_world(*arguments, horizon=2, clips=3, batch_size=3, videos=1, device="cpu")
+    report = evaluate_world(*arguments, horizon=2, clips=3, batch_size=3, videos=1, drift_seconds=1, device="cpu")
     if FAMILIES[name].report == "frames":
         assert len(report["rollout"]["psnr"]) == 2 and abs(report["tokenizer"]["ssim"]) <= 1
     else:
