@@ -20,6 +20,7 @@ from vwm.data.episode import Episode
 from vwm.data.mixed_order import ClipSource, MixedOrder, whole_weights
 from vwm.data.mixtures import EpisodeBuckets, MixtureOptions, count_drawn
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, load_shard_index, shard_index_path
+from vwm.data.shard_reading import is_terminated
 from vwm.data.shards import ShardWriter
 
 
@@ -255,10 +256,8 @@ def test_an_index_of_before_does_not_say_what_terminated(folders: list[str]) -> 
         )
         for s in usual.shards
     ]
-    from vwm.data.mixtures import _is_terminated
-
     entries = [(path, e) for path, shard in zip(usual.paths, stripped, strict=True) for e in shard.episodes]
-    assert [_is_terminated(e, path) for path, e in entries] == [1, 0, 1, 0, 1, 0, 1]
+    assert [is_terminated(path, e) for path, e in entries] == [True, False] * 3 + [True]
 
 
 @pytest.mark.parametrize(("by", "edges"), [("frames", [9, 20]), ("seconds", [0.6, 4 / 3]), ("quality", [0.15, 0.35])])

@@ -22,7 +22,7 @@ def record(folder: Path, rewards: bool = True) -> str:
             frames = np.zeros((length, 8, 8, 3), np.uint8)
             frames[:, 0, 0, 0] = positions
             reward = np.isin(np.arange(length), REWARDED_STEPS[key]).astype(np.float32) * -2
-            writer.write(key, Episode(frames, positions, reward if rewards else None))
+            writer.write(key, Episode(frames, positions, reward if rewards else None, terminated=key == "a"))
     return str(folder)
 
 
@@ -44,6 +44,23 @@ def test_rewarded_contexts_lead_to_a_reward(tmp_path: Path) -> None:
     # Action 5 is rewarded: it is within the two actions after contexts that end at frames 4 and 5.
     assert set(sampled.frames[50:, -1, 0, 0, 0].tolist()) == {4, 5}
     assert contexts.sample(1).sampled_uniformly.all()
+
+
+def test_clips_run_past_ends_where_they_may(tmp_path: Path) -> None:
+    """So that the end of episode a, after its ninth frame, is at any place; episode b did not end."""
+    torch.manual_seed(0)
+    sampler = ContextSampler(record(tmp_path), 3, horizon=2, rewarded_fraction=0.5, outcomes=True, past_ends=True)
+    clips = sampler.sample_clips(400)
+    starts = clips.frames[:, 0, 0, 0, 0].long()
+    positions = starts[:, None] + torch.arange(3)
+    assert set(starts[:200].tolist()) == {*range(9), *range(20, 25)}
+    assert set(clips.frames[200:, -1, 0, 0, 0].tolist()) == {4, 5}  # as without clips past the end
+    assert torch.equal(
+        clips.frames[:, :, 0, 0, 0].long(), torch.where(starts[:, None] < 9, positions.clamp(max=8), positions)
+    )
+    assert clips.terminated is not None and torch.equal(clips.terminated, positions == 8)
+    after = (positions > 8) & (starts[:, None] < 9)
+    assert torch.equal(clips.rewards.isnan(), after) and not clips.actions[after].any()
 
 
 def test_evenly_spaced_contexts_span_the_recording(tmp_path: Path) -> None:

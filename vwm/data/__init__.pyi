@@ -61,6 +61,7 @@ from .shard_index import load_shard_index as load_shard_index
 from .shard_index import load_shard_indices as load_shard_indices
 from .shard_index import shard_index_path as shard_index_path
 from .shard_manifest import PlannedShard as PlannedShard
+from .shard_reading import is_terminated as is_terminated
 from .shard_reading import read_array as read_array
 from .shard_reading import read_array_rows as read_array_rows
 from .shard_reading import read_episode_metadata as read_episode_metadata

@@ -16,7 +16,7 @@ from vwm.data.clip_order import ClipOrder, NotEnoughClipsError
 from vwm.data.episode_selection import find_labeled
 from vwm.data.mixed_order import ClipSequence, ClipSource, MixedOrder
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards
-from vwm.data.shard_reading import read_array, read_episode_metadata
+from vwm.data.shard_reading import is_terminated, read_array
 
 DataPath = str | Sequence[str] | Mapping[str, float]
 """Shards: a folder, tar, pattern or address; several of them; or several with their weights."""
@@ -217,7 +217,7 @@ class _OrderBuilder:
         """Clips of the ends of the chosen episodes that terminated."""
         if not self.options.ends_share:
             return None
-        terminated = self._each(_is_terminated)
+        terminated = self._each(lambda entry, path: is_terminated(path, entry))
         ended = [mask & ends.astype(bool) for mask, ends in zip(chosen, terminated, strict=True)]
         return self._special("ends of episodes", "ends_share", chosen=ended, only_ends=True, branch=branch)
 
@@ -313,13 +313,6 @@ def _find_rewarded(path: str, entry: EpisodeIndexEntry, unit: int) -> NDArray[np
         return _NO_EVENT
     frames = np.flatnonzero(read_array(path, entry, "rewards"))
     return np.unique((frames[frames < entry.frames] + unit - 1) // unit)
-
-
-def _is_terminated(entry: EpisodeIndexEntry, path: str) -> int:
-    """Whether the last action of an episode terminated the environment; older indices do not say it."""
-    if entry.terminated is None:
-        return int(bool(read_episode_metadata(path, entry).get("terminated")))
-    return int(entry.terminated)
 
 
 def count_drawn(order: ClipSequence, first: int, last: int) -> dict[str, int]:

@@ -117,3 +117,10 @@ def read_episode_metadata(path: str, entry: EpisodeIndexEntry) -> dict[str, Any]
     if "json" not in entry.members:
         return {}
     return parse_json_object(read_member(path, entry, "json"), f"{path}:{entry.key}.json")
+
+
+def is_terminated(path: str, entry: EpisodeIndexEntry) -> bool:
+    """Whether the last action of an episode terminated the environment; older indices do not say it."""
+    if entry.terminated is None:
+        return bool(read_episode_metadata(path, entry).get("terminated"))
+    return entry.terminated

@@ -17,7 +17,7 @@ from torch import Tensor
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clip_order import ClipAddress
 from vwm.data.clips import ClipBatch, ClipDataset, collate_clips
-from vwm.data.shard_reading import read_array
+from vwm.data.shard_reading import is_terminated, read_array
 
 
 class SimulatorContext(NamedTuple):
@@ -47,6 +47,8 @@ class ContextSampler:
         rewarded_fraction: fraction of the contexts that is drawn from the rewarded ones only.
         actions: whether to read the actions.
         outcomes: whether to read rewards and terminations, for ``sample_clips``.
+        past_ends: whether clips may run past the end of an episode that terminated, so that an end may be at any place;
+            see ``ClipBatch``.
 
     Raises:
         ValueError: no episode is long enough, ``rewarded_fraction`` is out of range, or nothing in the recording was
@@ -61,6 +63,7 @@ class ContextSampler:
         rewarded_fraction: float = 0.0,
         actions: bool = True,
         outcomes: bool = False,
+        past_ends: bool = False,
     ) -> None:
         if not 0 <= rewarded_fraction < 1:
             raise ValueError(f"rewarded_fraction must lie from 0 to below 1, got {rewarded_fraction}")
@@ -68,8 +71,7 @@ class ContextSampler:
         self.clips = make_clip_dataset(data, length, fields=fields, shuffle=False)
         self.rewarded_fraction = rewarded_fraction
         self.episodes = [(s, e) for s, shard in enumerate(self.clips.shards) for e in range(len(shard.episodes))]
-        frames = [self.clips.shards[s].episodes[e].frames for s, e in self.episodes]
-        self.cumulative_clip_counts = np.maximum(np.array(frames) - length + 1, 0).cumsum()
+        self.cumulative_clip_counts = np.array([self._count_clips(s, e, past_ends) for s, e in self.episodes]).cumsum()
         self.rewarded_clips = self._find_rewarded_clips(horizon) if rewarded_fraction else np.zeros(0, np.int64)
 
     def sample(self, count: int) -> SimulatorContext:
@@ -107,6 +109,13 @@ class ContextSampler:
     def _num_rewarded(self, count: int) -> int:
         return min(round(self.rewarded_fraction * count), count - 1)
 
+    def _count_clips(self, shard: int, episode: int, past_ends: bool) -> int:
+        """Return how many clips an episode has: the first one begins with its first frame."""
+        entry = self.clips.shards[shard].episodes[episode]
+        if past_ends and is_terminated(self.clips.paths[shard], entry):
+            return entry.frames
+        return max(entry.frames - self.clips.clip_length + 1, 0)
+
     def _read(self, clip_indices: NDArray[np.int64]) -> ClipBatch:
         return collate_clips([self.clips.read(self._address(int(index))) for index in clip_indices])
 
@@ -118,12 +127,12 @@ class ContextSampler:
 
     def _find_rewarded_clips(self, horizon: int) -> NDArray[np.int64]:
         """Return the indices of the clips that are followed by a reward within the horizon."""
-        counts = np.diff(self.cumulative_clip_counts, prepend=0)
-        rewarded = [
-            rewarded_within(_read_episode_rewards(self.clips, s, e), horizon)[self.clips.clip_length - 1 :][:count]
-            for (s, e), count in zip(self.episodes, counts, strict=True)
-        ]
-        rewarded_clips = np.flatnonzero(np.concatenate(rewarded))
+        first_clips = np.append(0, self.cumulative_clip_counts[:-1])
+        found = []
+        for (shard, episode), first in zip(self.episodes, first_clips, strict=True):
+            rewarded = rewarded_within(_read_episode_rewards(self.clips, shard, episode), horizon)
+            found.append(first + np.flatnonzero(rewarded[self.clips.clip_length - 1 :]))
+        rewarded_clips = np.concatenate(found)
         if not len(rewarded_clips):
             raise ValueError(
                 "no action in this recording was rewarded: rewarded_fraction=0 samples all of it uniformly"

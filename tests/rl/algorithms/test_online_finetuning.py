@@ -140,13 +140,18 @@ def test_updates_take_their_share_of_recorded_clips(offline, tmp_path):
         loop.step()
     assert loop.progress == EPOCH - 2 and loop.due == [("world", 2), ("policy", 2)]
     recorded = loop.recorded["world"]
-    frames = {clip.numpy().tobytes() for clip in recorded._read(range(27)).frames}  # three episodes of 12 frames
+    # Three episodes of 12 frames that ended: clips of the world may begin with any frame and run past the end.
+    frames = {clip.numpy().tobytes() for clip in recorded._read(range(36)).frames}
     for name in ("world", "policy"):
         clips = loop._draw_clips(name, agent.parts[name])
         assert clips.frames.shape[:2] == clips.terminated.shape == (4, agent.parts[name].frames)
-        assert torch.equal(clips.rewards, (clips.actions == 2).float())
+        happened = clips.terminated.cumsum(dim=1) - clips.terminated.int() == 0
+        assert torch.equal(clips.rewards[happened], (clips.actions == 2)[happened].float())
+        assert clips.rewards[~happened].isnan().all() and not clips.actions[~happened].any()
     drawn = [clip.numpy().tobytes() in frames for clip in loop._draw_clips("world", agent.parts["world"]).frames]
     assert drawn == [False, False, True, True]
+    places = {name: loop.recorded[name].sample_clips(64).terminated.nonzero()[:, 1].unique() for name in agent.parts}
+    assert {name: found.tolist() for name, found in places.items()} == {"world": [0, 1, 2, 3], "policy": [1]}
 
     before = {key: value.clone() for key, value in agent.state_dict().items()}
     for _ in range(3):

@@ -57,6 +57,7 @@ class RecordedShare:
                 agent.imagination_horizon,
                 self.rewarded_fraction if name == "policy" else 0.0,
                 outcomes=True,
+                past_ends=name == "world",  # as the replayed clips, so that it learns ends at every place
             )
             for name, part in agent.parts.items()
         }
