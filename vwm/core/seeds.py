@@ -21,15 +21,18 @@ _GOLDEN, _MIX1, _MIX2 = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4
 
 def _logical_shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical shift right of int64 (torch's is arithmetic)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def splitmix64(x: Tensor) -> Tensor:
-    """Map int64 to int64 one to one, so that close numbers are scattered."""
-    x = x * _MIX2 + _GOLDEN
-    x = (x ^ _logical_shift_right(x, 30)) * _MIX1
-    x = (x ^ _logical_shift_right(x, 27)) * _MIX2
-    return x ^ _logical_shift_right(x, 31)
+    """Map int64 to int64 one to one, so that close numbers are scattered.
+
+    After the first product in place, here and below: new memory for every operation takes as long again on a CPU.
+    """
+    x = (x * _MIX2).add_(_GOLDEN)
+    x = x.bitwise_xor_(_logical_shift_right(x, 30)).mul_(_MIX1)
+    x = x.bitwise_xor_(_logical_shift_right(x, 27)).mul_(_MIX2)
+    return x.bitwise_xor_(_logical_shift_right(x, 31))
 
 
 def fold_in(seed: Tensor, number: Tensor | int) -> Tensor:
@@ -44,7 +47,7 @@ def seeded_uniform(seed: Tensor, *shape: int) -> Tensor:
         count *= side
     numbers = torch.arange(count, device=seed.device)
     bits = splitmix64(splitmix64(seed)[:, None] + numbers)
-    return ((_logical_shift_right(bits, 41).float() + 0.5) / (1 << 23)).view(-1, *shape)
+    return _logical_shift_right(bits, 41).float().add_(0.5).div_(1 << 23).view(-1, *shape)
 
 
 def world_seeds(seed: int | Tensor, batch: int, device: torch.device | str = "cpu") -> Tensor:
@@ -61,4 +64,4 @@ def world_seeds(seed: int | Tensor, batch: int, device: torch.device | str = "cp
 def seeded_normal(seed: Tensor, *shape: int) -> Tensor:
     """Draw float32 [b, *shape] from the standard normal distribution, a function of ``seed`` int64 [b] (Box-Muller)."""
     first, second = seeded_uniform(seed, 2, *shape).unbind(1)
-    return (-2 * first.log()).sqrt() * (second * (2 * torch.pi)).cos()
+    return first.log_().mul_(-2).sqrt_() * second.mul_(2 * torch.pi).cos_()
