@@ -165,7 +165,7 @@ def test_the_cost_of_a_corpus_is_counted_in_clips():
 
 
 @pytest.mark.parametrize(
-    "config", ["dit/dreamer4_1b", "dit/oasis_600m", "vjepa/vjepa2_vitl16", "tokenizer/coinrun_small"]
+    "config", ["dit/dreamer4_1b", "dit/oasis_600m", "vjepa/vjepa2_vitg16", "tokenizer/coinrun_small"]
 )
 def test_the_command_estimates_large_configs(config: str, capsys: pytest.CaptureFixture[str]):
     main(["estimate", "-c", config, "--strategy", "fsdp", "--ranks", "8,512", "--json"])
