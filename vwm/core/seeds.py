@@ -27,7 +27,7 @@ def _logical_shift_right(x: Tensor, bits: int) -> Tensor:
 def splitmix64(x: Tensor) -> Tensor:
     """Map int64 to int64 one to one, so that close numbers are scattered.
 
-    After the first product in place, here and below: new memory for every operation takes as long again on a CPU.
+    It works in place after the first product: with new memory for each operation, noise takes 1.6 times as long (CPU).
     """
     x = (x * _MIX2).add_(_GOLDEN)
     x = x.bitwise_xor_(_logical_shift_right(x, 30)).mul_(_MIX1)
