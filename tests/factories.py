@@ -22,7 +22,7 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def tokenizer(codebook: int | list[int] = [4, 3, 3], window: int = 4) -> SpaceTimeTokenizer:  # noqa: B006
     torch.manual_seed(0)
-    network = SpaceTimeTokenizer((16, 16), 4, codebook, width=16, depth=2, heads=2, window=window, code_width=8)
+    network = SpaceTimeTokenizer((16, 16), 4, codebook, width=16, depth=1, heads=2, window=window, code_width=8)
     return randomize(network)
 
 
@@ -34,7 +34,7 @@ def dynamics(**changes) -> MaskGITDynamics:
 
 def latent_action(**changes) -> LatentActionModel:
     torch.manual_seed(2)
-    settings = {"image_size": (16, 16), "patch_size": 8, "codebook": [2, 2], "width": 16, "depth": 2, "heads": 2}
+    settings = {"image_size": (16, 16), "patch_size": 8, "codebook": [2, 2], "width": 16, "depth": 1, "heads": 2}
     return randomize(LatentActionModel(**{**settings, "window": 4, **changes}))
 
 

@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 from fit_runs import Runs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs() -> Iterator[Runs]:
-    """The server that forks runs, one for each file of tests."""
+    """The server that forks runs, one for each worker of the tests."""
     runs = Runs()
     yield runs
     runs.close()

@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories import diffusion_world
 from simulator_kinds import SIMULATORS, actions, contexts
 
 from vwm.worlds.onnx_graphs import GraphWorld, compare_graphs, export_graphs
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'vwm[web]'")
-KINDS = {"genie-vq": {"steps": 2}, "dit-continuous-actions-and-outcomes": {"steps": 1}, "mdn-rnn": {}, "rssm": {}}
+WORLDS = {**SIMULATORS, "dit": lambda: diffusion_world(outcomes=True, action_dims=3, depth=2)}
+KINDS = {"genie-vq": {"steps": 2}, "dit": {"steps": 1}, "mdn-rnn": {}, "rssm": {}}
 
 
 def world_with_starts(kind: str):
-    world = SIMULATORS[kind]()
+    world = WORLDS[kind]()
     world.starts = contexts(world, 2, world.spec.context_frames)
     return world
 

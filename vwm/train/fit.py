@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,10 @@ class FitCLI(LightningCLI):
                 wandb=config["wandb"],
                 wandb_online=config["wandb_online"],
                 tensorboard=config["tensorboard"],
-                settings=yaml.safe_load(self.config_text()),
+                settings=yaml.safe_load(self.config_text),
             )
 
+    @cached_property
     def config_text(self) -> str:
         """Every setting, as YAML."""
         return str(self.parser.dump(self.config, skip_unset=False))
@@ -152,7 +154,7 @@ class FitCLI(LightningCLI):
     def check_same_run(self, run: RunFolder) -> None:
         """Raise ValueError where the run that is to be resumed was started with another model or seed."""
         if run.config.is_file():
-            check_fixed_settings(run, self.config_text(), _is_fixed)
+            check_fixed_settings(run, self.config_text, _is_fixed)
 
 
 def find_cause(message: str) -> str:
@@ -228,7 +230,7 @@ class _ConfigWriter(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            RunFolder(trainer.default_root_dir).write_config(self.cli.config_text())
+            RunFolder(trainer.default_root_dir).write_config(self.cli.config_text)
 
 
 FIXED_SETTINGS = {

@@ -78,11 +78,18 @@ def _free_port() -> int:
 
 def serve() -> None:
     """Fork the runs that standard input asks for, one line each; answer with their exit codes."""
+    import av
+    import vector_quantize_pytorch
+
+    import vwm.cli.config_arguments
+    import vwm.cli.main
     import vwm.models.dit.module
     import vwm.models.genie.module
     import vwm.models.vjepa.module
     import vwm.tokenizers.causal_vae
     import vwm.tokenizers.module
+    import vwm.tokenizers.pixel_tokenizer
+    import vwm.tokenizers.space_time_tokenizer
     import vwm.train.fit  # noqa: F401
 
     gc.collect()
