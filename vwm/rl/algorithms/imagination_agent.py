@@ -46,6 +46,8 @@ from vwm.worlds.families import find_family
 from vwm.worlds.world_batch import OBSERVE_FRAME
 
 POLICY_OPTIMIZER = OptimizerConfig(lr=1e-4, betas=(0.9, 0.999), weight_decay=0.0, warmup=100)
+PART_PAST_ENDS = "world"
+"""The part whose clips run past the ends of episodes."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vwm.data.clips import ClipBatch
 from vwm.envs.time_step import EnvSpaces
-from vwm.rl.algorithms.imagination_agent import ImaginationAgent
+from vwm.rl.algorithms.imagination_agent import PART_PAST_ENDS, ImaginationAgent
 from vwm.worlds.context_sampler import ContextSampler
 
 
@@ -57,7 +57,7 @@ class RecordedShare:
                 agent.imagination_horizon,
                 self.rewarded_fraction if name == "policy" else 0.0,
                 outcomes=True,
-                past_ends=name == "world",  # as the replayed clips, so that it learns ends at every place
+                past_ends=name == PART_PAST_ENDS,
             )
             for name, part in agent.parts.items()
         }

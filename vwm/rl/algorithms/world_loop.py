@@ -16,7 +16,7 @@ from vwm.data.clips import ClipBatch
 from vwm.envs.batched_envs import EnvSpec
 from vwm.envs.time_step import EnvSpaces
 from vwm.rl.algorithm import StepMetrics, TrainingSetup
-from vwm.rl.algorithms.imagination_agent import ImaginationAgent, LoopPart, replayed_clips
+from vwm.rl.algorithms.imagination_agent import PART_PAST_ENDS, ImaginationAgent, LoopPart, replayed_clips
 from vwm.rl.algorithms.recorded_share import RecordedShare, join_clips
 from vwm.rl.online_learning import OnlineLearning, replay_batch_to_device
 
@@ -142,6 +142,6 @@ class WorldLoop(OnlineLearning):
         """Draw the clips of an update on the agent's device: from the replay, then those from the recording."""
         recorded = 0 if self.recording is None else self.recording.count_of(part.batch_size)
         count, steps = part.batch_size - recorded, part.frames + 1
-        batch = self.replay.sample(count, steps, single_episode=True, past_ends=name == "world")
+        batch = self.replay.sample(count, steps, single_episode=True, past_ends=name == PART_PAST_ENDS)
         clips = replayed_clips(replay_batch_to_device(batch, self.policy.device))
         return join_clips(clips, self.recorded[name].sample_clips(recorded)) if recorded else clips
