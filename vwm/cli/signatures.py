@@ -43,6 +43,7 @@ def read_signature(target: str) -> CommandSignature:
     """
     module, _, name = target.partition(":")
     tree = _parse_module(module)
+    aliases = _AliasResolver(tree)
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     description, helps = _split_docstring(ast.get_docstring(function) or "")
     arguments = function.args.args
@@ -53,7 +54,7 @@ def read_signature(target: str) -> CommandSignature:
         if isinstance(default, ast.Call) and ast.unparse(default.func) != "Path":
             parameters += _read_fields(ast.unparse(default.func), tree, argument.arg)
         else:
-            parameters.append(_command_parameter(argument.arg, argument.annotation, default, helps, tree))
+            parameters.append(_command_parameter(argument.arg, argument.annotation, default, helps, aliases))
     return CommandSignature(description, tuple(parameters))
 
 
@@ -71,11 +72,11 @@ def group_arguments(
 
 
 def _command_parameter(
-    name: str, annotation: ast.expr, default: ast.expr | None, helps: Mapping[str, str], tree: ast.Module
+    name: str, annotation: ast.expr, default: ast.expr | None, helps: Mapping[str, str], aliases: _AliasResolver
 ) -> CommandParameter:
     return CommandParameter(
         name=name,
-        annotation=ast.unparse(_AliasResolver(tree).visit(annotation)),
+        annotation=ast.unparse(aliases.visit(annotation)),
         default=REQUIRED if default is None else _literal_default(default),
         help=SHARED_HELP.get(name, helps.get(name, "")),
     )
@@ -83,15 +84,16 @@ def _command_parameter(
 
 def _read_fields(name: str, tree: ast.Module, group: str) -> list[CommandParameter]:
     """Read the fields of a dataclass that a module defines or imports."""
+    aliases = _AliasResolver(tree)
     node = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
     if node is None:
-        module, original = _AliasResolver(tree).imported[name]
+        module, original = aliases.imported[name]
         return _read_fields(original, _parse_module(module), group)
     _, helps = _split_docstring(ast.get_docstring(node) or "")
     parameters = []
     for field in node.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            parameter = _command_parameter(field.target.id, field.annotation, field.value, helps, tree)
+            parameter = _command_parameter(field.target.id, field.annotation, field.value, helps, aliases)
             parameters.append(parameter._replace(group=group))
     return parameters
 
