@@ -1,6 +1,7 @@
 """Test setup: make the modules of this folder importable, and use one thread so that two tests can run at once."""
 
 import contextlib
+import gc
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,12 @@ torch.set_num_threads(1)
 # Before decord, whose own zlib otherwise breaks the PNG files that pygame reads.
 with contextlib.suppress(ImportError):
     import pygame  # noqa: F401
+
+
+def pytest_collection_finish() -> None:
+    """Leave what all tests have imported out of garbage collections, and in memory that is shared with forks."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from vwm.worlds.gymnasium_env import SimulatorEnv, SimulatorVectorEnv
 from vwm.worlds.vector_env_conformance import check_vector_env
 
 WORLDS = (
-    *("dit-composite-actions-guided-by-part", "dit-4-frames-a-step-and-outcomes", "genie-vq", "genie-continuous-latent"),
+    *("dit-composite-actions-guided-by-part", "dit-4-frames-a-step-and-outcomes"),
+    *("genie-vq", "genie-continuous-latent"),
     *("mdn-rnn", "rssm-gaussian-continuous-actions", "rssm-of-vectors", "jepa", "jepa-latents-alone", "consistency"),
     "muzero-of-vectors",
 )

@@ -10,6 +10,7 @@ import atexit
 import faulthandler
 import gc
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -21,6 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 HERE = Path(__file__).parent
+PRELOADED = (
+    *("av", "vector_quantize_pytorch", "vwm.cli.config_arguments", "vwm.cli.main", "vwm.train.fit"),
+    *("vwm.models.dit.module", "vwm.models.genie.module", "vwm.models.vjepa.module", "vwm.tokenizers.module"),
+    *("vwm.tokenizers.causal_vae", "vwm.tokenizers.pixel_tokenizer", "vwm.tokenizers.space_time_tokenizer"),
+)
+"""What the runs of the tests import."""
 
 
 class RunResult(NamedTuple):
@@ -78,20 +85,8 @@ def _free_port() -> int:
 
 def serve() -> None:
     """Fork the runs that standard input asks for, one line each; answer with their exit codes."""
-    import av
-    import vector_quantize_pytorch
-
-    import vwm.cli.config_arguments
-    import vwm.cli.main
-    import vwm.models.dit.module
-    import vwm.models.genie.module
-    import vwm.models.vjepa.module
-    import vwm.tokenizers.causal_vae
-    import vwm.tokenizers.module
-    import vwm.tokenizers.pixel_tokenizer
-    import vwm.tokenizers.space_time_tokenizer
-    import vwm.train.fit  # noqa: F401
-
+    for module in PRELOADED:
+        importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a garbage collection in a run would copy the memory of all imported modules
     for line in sys.stdin:
