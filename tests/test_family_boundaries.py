@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "vwm"
-TREES = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
 CONSUMERS = ("worlds", "planning", "rl", "eval", "play", "train", "cli")
 SIMULATOR_NAMES = ("simulator", "world", "module", "pl_module", "model")
 """Names of variables and attributes that hold a simulator or a Lightning module."""
@@ -17,10 +17,16 @@ ALLOWED_ACCESSES = {
 }
 
 
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """The parsed modules of the package."""
+    return {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+
+
 def class_bases() -> tuple[dict[str, Path], dict[str, set[str]]]:
     """Every class's file, and the names of its bases; class names are unique in the package."""
     files, bases = {}, {}
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 files[node.name] = path
@@ -42,13 +48,16 @@ def descendants(root: str, bases: dict[str, set[str]]) -> set[str]:
     return names
 
 
-FILES, BASES = class_bases()
-FAMILY_CLASSES = {
-    name: FILES[name].parent
-    for root in ("Simulator", "TrainingModule")
-    for name in descendants(root, BASES)
-    if FILES[name].parent.name not in ("core", "nn")  # these are the contracts
-}
+@cache
+def family_classes() -> dict[str, Path]:
+    """The classes of families, and their packages."""
+    files, bases = class_bases()
+    return {
+        name: files[name].parent
+        for root in ("Simulator", "TrainingModule")
+        for name in descendants(root, bases)
+        if files[name].parent.name not in ("core", "nn")  # these are the contracts
+    }
 
 
 def _classes_tested_for(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -70,19 +79,18 @@ def _classes_tested_for(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def test_family_classes_and_network_names_are_found() -> None:
-    assert {"GenieSimulator", "DiTModule", "GenieFinetuning", "EnsembleSimulator", "TokenizerModule"} <= set(
-        FAMILY_CLASSES
-    )
-    assert not {"Simulator", "NetworkSimulator", "VideoSimulator", "TrainingModule"} & set(FAMILY_CLASSES)
-    assert {"dynamics", "tokenizer", "latent_action", "outcomes", "projector"} <= NETWORKS and "policy" not in NETWORKS
+    families, networks = set(family_classes()), network_names()
+    assert {"GenieSimulator", "DiTModule", "GenieFinetuning", "EnsembleSimulator", "TokenizerModule"} <= families
+    assert not {"Simulator", "NetworkSimulator", "VideoSimulator", "TrainingModule"} & families
+    assert {"dynamics", "tokenizer", "latent_action", "outcomes", "projector"} <= networks and "policy" not in networks
 
 
 def test_no_class_of_a_family_is_tested_for_outside_its_package() -> None:
     violations = [
         f"{path.relative_to(ROOT)}:{line} tests for {name}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for line, name in _classes_tested_for(tree)
-        if name in FAMILY_CLASSES and path.parent != FAMILY_CLASSES[name]
+        if path.parent != family_classes().get(name, path.parent)
     ]
     assert not violations, (
         f"{violations}: ask the family (vwm.worlds.families.find_family) or a protocol of core.capabilities"
@@ -93,34 +101,32 @@ def test_no_family_class_is_identified_by_its_name() -> None:
     """Such as ``type(x).__name__ == "GenieSimulator"``, or a class name as a key."""
     names = {
         f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and node.value in FAMILY_CLASSES and path.parent != FAMILY_CLASSES[node.value]
+        if isinstance(node, ast.Constant) and path.parent != family_classes().get(node.value, path.parent)
     }
     assert not names
 
 
+@cache
 def network_names() -> set[str]:
     """Attributes under which families keep their networks, except those that a protocol describes."""
     names = {"predictor", "target_encoder", "transformer"}
-    for node in (node for tree in TREES.values() for node in ast.walk(tree)):
+    for node in (node for tree in trees().values() for node in ast.walk(tree)):
         if isinstance(node, ast.AnnAssign) and last_name(node.target) == "NETWORK_NAMES" and node.value is not None:
             names |= set(ast.literal_eval(node.value))
-    capabilities = ast.walk(TREES[ROOT / "core" / "capabilities.py"])
+    capabilities = ast.walk(trees()[ROOT / "core" / "capabilities.py"])
     return names - {last_name(node.target) for node in capabilities if isinstance(node, ast.AnnAssign)}
 
 
-NETWORKS = network_names()
-
-
 def test_no_consumer_accesses_the_networks_of_a_simulator_or_module() -> None:
-    violations, used = defaultdict(list), set()
-    for path, tree in TREES.items():
+    violations, used, networks = defaultdict(list), set(), network_names()
+    for path, tree in trees().items():
         file = path.relative_to(ROOT).as_posix()
         if file.partition("/")[0] not in CONSUMERS:
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and node.attr in NETWORKS and last_name(node.value) in SIMULATOR_NAMES:
+            if isinstance(node, ast.Attribute) and node.attr in networks and last_name(node.value) in SIMULATOR_NAMES:
                 access = ast.unparse(node)
                 if (file, access) in ALLOWED_ACCESSES:
                     used.add((file, access))
@@ -128,7 +134,7 @@ def test_no_consumer_accesses_the_networks_of_a_simulator_or_module() -> None:
                     violations[file].append(f"{node.lineno}: {access}")
             if isinstance(node, ast.Call) and last_name(node.func) in ("getattr", "hasattr"):
                 name = node.args[1]
-                if isinstance(name, ast.Constant) and name.value in NETWORKS:
+                if isinstance(name, ast.Constant) and name.value in networks:
                     violations[file].append(f"{node.lineno}: {ast.unparse(node)}")
     assert not violations, f"{dict(violations)}: let the family or a protocol of core.capabilities give it"
     assert used == set(ALLOWED_ACCESSES), "remove the exceptions that are no longer needed"
