@@ -120,6 +120,21 @@ def test_the_decoder_has_no_gradient_in_other_parts():
         )
 
 
+def test_reconstruction_trains_the_latents_by_its_weight():
+    clips = make_batch(frames=2)
+    plain, weighted = (
+        make_module(rollout_steps=0, anti_collapse=AntiCollapseConfig(reconstruction_weight=w)) for w in (0.0, 3.0)
+    )
+    without = compute_gradients(plain, clips, "encoder")
+    found = compute_gradients(weighted, clips, "encoder")
+    torch.manual_seed(1)
+    decoding = plain._decoding_loss(plain.encode_latents(clips.frames), clips.frames)
+    alone = torch.autograd.grad(decoding, [*plain.encoder.parameters()])
+    for (name, gradient), part in zip(found.items(), alone, strict=True):
+        torch.testing.assert_close(gradient, without[name] + 3 * part, msg=name)
+    assert max(part.abs().max() for part in alone) > 1e-5
+
+
 def test_stop_target_gradient_trains_the_encoder_through_inputs_only():
     settings = {"rollout_steps": 0, "anti_collapse": None, "loss_type": "l2"}
     clips = make_batch()
@@ -341,12 +356,18 @@ def test_each_token_is_decoded_at_its_position(grid, size):
         ({}, {"action_dropout": 0.5}, "set dynamics.allow_unknown_actions to true"),
         ({}, {"rollout_steps": -1}, "rollout_steps=-1 must be 0 or more"),
         ({}, {"rollout_context_frames": 0}, "rollout_context_frames=0"),
+        (
+            {"decoder": None},
+            {"anti_collapse": AntiCollapseConfig(reconstruction_weight=1.0)},
+            "reconstruction_weight needs a decoder",
+        ),
     ],
 )
 def test_rejects_mismatched_parts(changes, settings, message):
     parts = jepa_parts() | {"dynamics": action_predictor(**changes.get("dynamics", {}))}
     parts |= {"projector": LatentProjector(*changes["projector"])} if "projector" in changes else {}
-    parts |= {"decoder": LatentDecoder(*changes["decoder"])} if "decoder" in changes else {}
+    if "decoder" in changes:
+        parts["decoder"] = changes["decoder"] and LatentDecoder(*changes["decoder"])
     with pytest.raises(ValueError, match=message):
         ActionConditionedJEPAModule(**parts, optimizer=OptimizerConfig(), **settings)
 

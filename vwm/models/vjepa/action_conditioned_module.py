@@ -42,11 +42,14 @@ class AntiCollapseConfig:
         regularizer: regularizer of the distribution of latents (VICReg's terms, or SIGReg); None for none.
         smoothness_weight: weight of the squared difference of consecutive latents.
         inverse_dynamics_weight: weight of the loss of predicting the action between two latents.
+        reconstruction_weight: weight of the decoder's loss, which then trains the latents, too, so that they show what
+            is in the image although no action changes it soon; 0 for a decoder without influence on them.
     """
 
     regularizer: CollapseRegularizer | None = None
     smoothness_weight: float = 0.0
     inverse_dynamics_weight: float = 0.0
+    reconstruction_weight: float = 0.0
 
 
 class ActionConditioning(NamedTuple):
@@ -85,8 +88,8 @@ class ActionConditionedJEPAModule(TrainingModule):
         dynamics: the predictor.
         optimizer: learning rate and schedule.
         anti_collapse: additional losses for a jointly trained encoder; null for none.
-        decoder: learns to decode latents in the same run, without influence on them; null for no decoder, with sample
-            videos in false colors.
+        decoder: learns to decode latents in the same run, without influence on them unless ``anti_collapse`` gives
+            ``reconstruction_weight``; null for no decoder, with sample videos in false colors.
         loss_type: ``l1`` (V-JEPA 2-AC) or ``l2`` distance between predicted and true latents.
         rollout_steps: number of steps of the rollout loss, in which predictions are fed back; 0 for only the
             teacher-forced loss.
@@ -143,6 +146,8 @@ class ActionConditionedJEPAModule(TrainingModule):
         check_jepa_world_networks(self.encoder, projector, dynamics, decoder)
         if self.encoder_frozen and anti_collapse is not None and not list(projector.parameters()):
             raise ValueError("a frozen encoder cannot collapse: set anti_collapse to null")
+        if anti_collapse is not None and anti_collapse.reconstruction_weight and decoder is None:
+            raise ValueError("anti_collapse.reconstruction_weight needs a decoder: set model.decoder")
         if pretrained is not None:
             load_pretrained_weights(
                 dynamics, find_folder(pretrained) / "dynamics", settings=("window", "proprioception_update")
@@ -181,8 +186,9 @@ class ActionConditionedJEPAModule(TrainingModule):
         loss = loss + anti_collapse_loss
         logs |= anti_collapse_logs
         if self.decoder is not None:
-            decoder_loss = self._decoding_loss(latents.detach(), batch.frames)
-            loss = loss + decoder_loss
+            weight = self.anti_collapse.reconstruction_weight
+            decoder_loss = self._decoding_loss(latents if weight else latents.detach(), batch.frames)
+            loss = loss + (weight or 1.0) * decoder_loss
             logs["decoder_loss"] = decoder_loss.detach()
         return loss, logs
 

@@ -1,4 +1,4 @@
-"""A small decoder that visualizes latents. Its loss does not train the other networks.
+"""A small decoder that shows latents as images. Its loss trains the other networks only where it is asked to.
 
 Legend: b batch, t time, n = h w tokens of a frame's latent, D their width.
 """
