@@ -44,6 +44,7 @@ def genie(
     outcomes: bool = False,
     composite: bool = False,
     dims: int = 0,
+    depth: int = 2,
 ):
     """A Genie world of 16x16 pixels, with starting contexts; ``dims`` above 0: of continuous latent actions."""
     from vwm.core.spaces import ActionSpace
@@ -60,7 +61,7 @@ def genie(
     starts = torch.randint(0, 256, (3, 2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
     return GenieSimulator(
         tokenizer(codebook),
-        dynamics(**settings),
+        dynamics(depth=depth, **settings),
         None if labeled else latent_action(action_dims=dims),
         actions,
         randomize(RewardTerminationHeads(width=16, hidden=16)) if outcomes else None,

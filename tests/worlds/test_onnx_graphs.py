@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from factories import diffusion_world
+from factories import diffusion_world, genie
 from simulator_kinds import SIMULATORS, actions, contexts
 
 from vwm.worlds.onnx_graphs import GraphWorld, compare_graphs, export_graphs
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'vwm[web]'")
-WORLDS = {**SIMULATORS, "dit": lambda: diffusion_world(outcomes=True, action_dims=3, depth=2)}
+WORLDS = {
+    **SIMULATORS,
+    "genie-vq": lambda: genie(codebook=36, depth=1),
+    "dit": lambda: diffusion_world(outcomes=True, action_dims=3, depth=2),
+}
 KINDS = {"genie-vq": {"steps": 2}, "dit": {"steps": 1}, "mdn-rnn": {}, "rssm": {}}
 
 
@@ -24,11 +30,23 @@ def world_with_starts(kind: str):
     return world
 
 
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Export the graphs of a world, once."""
+
+    @cache
+    def export(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp("graphs")
+        assert export_graphs(world_with_starts(kind).with_sampling(**KINDS[kind]), folder) <= 1
+        return folder
+
+    return export
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_graphs_show_the_same_frames_rewards_and_ends(kind: str, tmp_path: Path) -> None:
+def test_graphs_show_the_same_frames_rewards_and_ends(kind: str, export: Callable[[str], Path]) -> None:
     world = world_with_starts(kind).with_sampling(**KINDS[kind])
-    assert export_graphs(world, tmp_path) <= 1
-    graphs, context = GraphWorld(tmp_path), world.starts[1:]
+    graphs, context = GraphWorld(export(kind)), world.starts[1:]
     state, frame = world.reset(context, 7)
     shown = graphs.reset(context, 7)
     for step in range(5):
@@ -59,14 +77,13 @@ def test_weights_are_stored_once_and_in_float16_where_that_is_exact(tmp_path: Pa
     assert size <= (tmp_path / "weights.bin").stat().st_size <= size + 64 * len(places)
 
 
-def test_graphs_of_another_world_are_refused(tmp_path: Path) -> None:
-    world = world_with_starts("jepa")
-    export_graphs(world, tmp_path)
+def test_graphs_of_another_world_are_refused(export: Callable[[str], Path]) -> None:
+    world = world_with_starts("mdn-rnn")
     with torch.no_grad():
-        for weight in world.decoder.parameters():
+        for weight in world.tokenizer.parameters():
             weight.mul_(-1)
     with pytest.raises(ValueError, match=r"frame 0 of its graphs differs from Python's by .* of 255"):
-        compare_graphs(world, tmp_path)
+        compare_graphs(world, export("mdn-rnn"))
 
 
 def test_worlds_that_cannot_be_exported_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
