@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint docs lock clean
+.PHONY: setup demo test pytest lint style types docs lock clean
 
 setup: $(READY)
 
@@ -21,15 +21,23 @@ $(BIN)/uv:
 demo: setup
 	$(BIN)/vwm demo
 
+# Types are checked beside the tests: by one core, for a minute.
+test: style
+	@$(MAKE) --no-print-directory --jobs 2 types pytest
+
 # One worker a core, and a file's tests in one worker, since they share fixtures.
-test: lint
+pytest: setup
 	$(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-lint: setup
+lint: style types
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+types: setup
+	$(BIN)/mypy
 
 # The documentation site, in site/; broken links are errors.
 docs: setup
