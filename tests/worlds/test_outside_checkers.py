@@ -16,9 +16,9 @@ WORLDS = (
     *("dit-composite-actions-guided-by-part", "dit-4-frames-a-step-and-outcomes"),
     *("genie-vq", "genie-continuous-latent"),
     *("mdn-rnn", "rssm-gaussian-continuous-actions", "rssm-of-vectors", "jepa", "jepa-latents-alone", "consistency"),
-    "muzero-of-vectors",
+    *("muzero-of-vectors", "ensemble-that-follows-the-first"),
 )
-"""Of each family and kind of actions, observations and outcomes; the environments are the same code in all."""
+"""Of each kind of actions, observations and outcomes; the environments are the same code in all."""
 
 
 @pytest.fixture(params=WORLDS, scope="module")
