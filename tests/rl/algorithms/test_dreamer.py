@@ -113,6 +113,17 @@ def test_the_carry_is_reset_at_the_first_step_of_an_episode(version: int) -> Non
     assert not torch.equal(continued.deter[1], fresh.deter[1])
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_evaluation_takes_the_mode_or_samples(deterministic: bool) -> None:
+    agent, false = make_agent(3, "discrete"), torch.zeros(64).bool()
+    agent.deterministic = deterministic
+    time_step = TimeStep(torch.randn(5).expand(64, 5), torch.zeros(64), ~false, false, false)
+    for explore in (False, True):
+        policy_step = agent.act(agent.init_carry(64), time_step, explore)
+        mode = agent.actor_critic.actor(agent.world_model.rssm.features(policy_step.carry)).mode()
+        assert torch.equal(policy_step.action, mode) == (deterministic and not explore)
+
+
 def test_an_update_starts_from_replayed_latents_and_writes_new_ones() -> None:
     agent = make_agent(3)
     batch = collect_replay(agent, 40).sample(BATCH, agent.batch_length)

@@ -96,6 +96,8 @@ class Dreamer(Agent):
         store_latents: replay stores the latent states, and an update starts from them instead of from zero (v3).
         exploration_noise: deviation of noise added to continuous actions in training (v1: 0.3), or the fraction of
             random discrete actions.
+        deterministic: evaluation takes the mode of the action distribution (v1, v2); False samples there, too, as v3's
+            published code does, which matters for discrete actions.
         batch_size, batch_length: sequences of an update and their time steps.
 
     Raises:
@@ -113,6 +115,7 @@ class Dreamer(Agent):
         replay_critic_scale: float = 0.3,
         store_latents: bool = True,
         exploration_noise: float = 0.0,
+        deterministic: bool = True,
         batch_size: int = 16,
         batch_length: int = 64,
     ) -> None:
@@ -140,6 +143,7 @@ class Dreamer(Agent):
         self.replay_critic_scale = replay_critic_scale
         self.store_latents = store_latents
         self.exploration_noise = exploration_noise
+        self.deterministic = deterministic
         self.clip = optimizers.clip
         self._optimizers = self._make_optimizers(optimizers)
         if store_latents:
@@ -169,9 +173,9 @@ class Dreamer(Agent):
     ) -> tuple[RSSMState, tuple[Tensor, dict[str, Tensor]]]:
         state = self.world_model.observe_step(carry, time_step.observation, time_step.is_first)
         policy = self.actor_critic.actor(self.world_model.rssm.features(state))
-        action = policy.mode()
+        action = policy.mode() if self.deterministic and not explore else policy.sample()
         if explore:
-            action = add_exploration_noise(policy.sample(), self.exploration_noise, self.spaces.actions.size)
+            action = add_exploration_noise(action, self.exploration_noise, self.spaces.actions.size)
         if action.is_floating_point():
             action = action.clamp(-1, 1)
         return self.world_model.rssm.with_action(state, action), (action, self._stored_latents(state))
