@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
-from vwm.cli.agent_commands import load_agent_training
+from vwm.cli.agent_commands import check_same_run, load_agent_training, make_agent_parser, parse_agent_config
 from vwm.cli.main import main
 from vwm.core import trusted_packages
 from vwm.core.trusted_packages import find_untrusted_names
 from vwm.runs.config_files import ConfigFileError, parse_config_text, read_config_file
 from vwm.runs.run_folder import RunFolder
 from vwm.runs.saved_config import UntrustedConfigError, check_fixed_settings, read_saved_config
-from vwm.train.fit import load_run_config
+from vwm.train.fit import load_run_config, parse_fit_config
 
 HOSTILE_MODULE = """
 import pathlib
@@ -162,11 +163,62 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: bytes, messa
 def test_fixed_settings_of_a_run_cannot_change(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.write_config("model: {width: 8, lr: 1e-06}\nsteps: 10\n")
-    is_fixed = lambda name: name.startswith("model.")  # noqa: E731
-    check_fixed_settings(run, "model: {width: 8, lr: 1.0e-06}\nsteps: 20\n", is_fixed)
-    for now in ("model: {width: 9, lr: 1e-6}", "model: {lr: 1e-6}", "model: {width: 8, lr: 1e-6, depth: 2}"):
-        with pytest.raises(ValueError, match=r"was started with model\.\w+=\w+, not \w+: .* choose another folder"):
-            check_fixed_settings(run, now, is_fixed)
+    check = lambda now: check_fixed_settings(run, _model_parser(), now, lambda name: name.startswith("model."))  # noqa: E731
+    check("model: {width: 8, lr: 1.0e-06}\nsteps: 20\n")
+    for now in ("model: {width: 9, lr: 1e-6}", "model: {lr: 1e-6}", "model: {width: 9, lr: 1e-6, depth: 1}"):
+        with pytest.raises(ValueError, match=r"was started with model\.width=8, not \w+: .* choose another folder"):
+            check(now)
+
+
+def test_a_setting_that_a_later_version_added_may_have_its_default(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_config("model: {width: 8, lr: 1e-06}\n")
+    check = lambda now: check_fixed_settings(run, _model_parser(), now, lambda name: name.startswith("model."))  # noqa: E731
+    check("model: {width: 8, lr: 1e-6, depth: 1, heads: {count: 4, dim: null}, options: {}}\nsteps: 10\n")
+    for added in ("depth: 2", "depth: 1, heads: {count: 2}", "options: {sticky: true}", "classes: 3"):
+        with pytest.raises(ValueError, match=r"was started with model\.(\w|\.)+=None, not (2|True|3): "):
+            check(f"model: {{width: 8, lr: 1e-6, {added}}}\nsteps: 10\n")
+    run.write_config("model: {lr: 1e-06}\n")
+    with pytest.raises(ValueError, match=r"was started with model\.width=None, not 8: "):  # it has no default
+        check("model: {width: 8, lr: 1e-6}")
+
+
+def _model_parser() -> ArgumentParser:
+    parser = ArgumentParser()
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--model.width", type=int, required=True)
+    for name, kind in (("lr", float), ("classes", int)):
+        parser.add_argument(f"--model.{name}", type=kind)
+    for name, default in (("depth", 1), ("heads.count", 4), ("heads.dim", None)):
+        parser.add_argument(f"--model.{name}", type=int | None, default=default)
+    parser.add_argument("--model.options", type=dict, default={})
+    return parser
+
+
+def test_runs_of_both_commands_continue_after_settings_were_added(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.last_checkpoint.parent.mkdir()
+    run.last_checkpoint.touch()
+    cli = parse_fit_config(["-c", "configs/vjepa_ac/two_rooms_small.yaml", "--run", str(tmp_path)])
+    parser = make_agent_parser()
+    config = parse_agent_config(parser, ["-c", "configs/agents/dreamer_v3_cartpole.yaml", "--run", str(tmp_path)])
+    del config["config"]
+    text = parser.dump(config, skip_unset=False)
+    for now, check, group in (
+        (cli.config_text, lambda: cli.check_same_run(run), ("model", "init_args", "anti_collapse")),
+        (text, lambda: check_same_run(run, parser, text), ("algorithm", "init_args", "agent", "init_args", "critic")),
+    ):
+        settings = began = parse_config_text(now, "text")
+        for key in group[:-1]:
+            began = began[key]
+        whole = began.pop(group[-1])
+        began[group[-1]] = {name: whole[name] for name in list(whole)[:-1]}
+        run.write_config(yaml.safe_dump(settings))
+        check()
+        began[group[-1]] = {**whole, "another": 1}
+        run.write_config(yaml.safe_dump(settings))
+        with pytest.raises(ValueError, match=r"was started with .*\.another=1, not None"):
+            check()
 
 
 def test_a_run_of_the_other_command_is_named(folder: Path) -> None:

@@ -70,7 +70,7 @@ def train_agent(argv: list[str]) -> None:
     text = parser.dump(config, skip_unset=False)
     run = training.folder
     with run.lock():
-        check_same_run(run, text)
+        check_same_run(run, parser, text)
         training.runtime = make_runtime(training, config, yaml.safe_load(text))
         run.write_config(text)
         try:
@@ -125,12 +125,11 @@ def make_runtime(training: AgentTraining, config: Namespace, settings: dict[str,
     return replace(runtime, loggers=loggers)
 
 
-def check_same_run(run: RunFolder, config: str) -> None:
+def check_same_run(run: RunFolder, parser: ArgumentParser, config: str) -> None:
     """Raise ValueError if one of ``FIXED_SETTINGS`` differs from that of the run in the folder."""
     if run.config.is_file() and run.last_checkpoint.is_file():
-        check_fixed_settings(
-            run, config, lambda name: any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED_SETTINGS)
-        )
+        is_fixed = lambda name: any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED_SETTINGS)  # noqa: E731
+        check_fixed_settings(run, parser, config, is_fixed)
 
 
 def evaluate_agent(

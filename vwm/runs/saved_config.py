@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from argparse import ArgumentError
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from jsonargparse import ArgumentParser
 
 from vwm.core.trusted_packages import find_untrusted_names, trust_package
 from vwm.runs.config_files import parse_config_text, read_config_file
@@ -69,13 +72,15 @@ def _split_address(text: str) -> tuple[str, str, str]:
     return ("", text, "") if found is None else (found[1], found[2], found[3] or "")
 
 
-def check_fixed_settings(run: RunFolder, now: str, is_fixed: Callable[[str], bool]) -> None:
+def check_fixed_settings(run: RunFolder, parser: ArgumentParser, now: str, is_fixed: Callable[[str], bool]) -> None:
     """Refuse to continue a run under settings that would make it another run.
 
-    Both configs are compared as plain values: nothing that the run's config names is imported.
+    Both configs are compared as plain values: nothing that the run's config names is imported. A setting that the run's
+    config lacks, because a later version added it, may have its default.
 
     Args:
         run: the run to continue.
+        parser: of this command's config.
         now: the settings of this command, as the text that would become the run's config.
         is_fixed: whether the setting of a dotted name must stay as it was.
 
@@ -83,13 +88,37 @@ def check_fixed_settings(run: RunFolder, now: str, is_fixed: Callable[[str], boo
         ValueError: a fixed setting differs.
     """
     began = flatten_config(read_config_file(run.config))
-    flat = flatten_config(parse_config_text(now, "this command"))
-    for name in dict.fromkeys([*began, *flat]):
-        if is_fixed(name) and began.get(name) != flat.get(name):
-            raise ValueError(
-                f"{run.path} was started with {name}={began.get(name)}, not {flat.get(name)}: continue it with that, "
-                "or choose another folder for the new run"
-            )
+    config = parse_config_text(now, "this command")
+    flat = flatten_config(config)
+    differ = [name for name in {**began, **flat} if is_fixed(name) and began.get(name) != flat.get(name)]
+    if differ and began.keys().isdisjoint(differ):
+        added = {name for name in flat if is_fixed(name) and name not in began}
+        defaults = flatten_config(_with_defaults(parser, config, added))
+        differ = [name for name in differ if defaults.get(name) != flat[name]]
+    for name in sorted(differ, key=lambda name: name not in began):
+        raise ValueError(
+            f"{run.path} was started with {name}={began.get(name)}, not {flat.get(name)}: continue it with that, "
+            "or choose another folder for the new run"
+        )
+
+
+def _with_defaults(parser: ArgumentParser, config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return what the parser makes of a config without the settings of these dotted names; {} if one has no default."""
+    parser.exit_on_error = False
+    try:
+        parsed = parser.parse_object(_remove_settings(config, names))
+    except ArgumentError:
+        return {}
+    return parse_config_text(parser.dump(parsed, skip_unset=False), "this command")
+
+
+def _remove_settings(config: Mapping[str, Any], names: Collection[str], prefix: str = "") -> dict[str, Any]:
+    left: dict[str, Any] = {}
+    for key, value in config.items():
+        below = _remove_settings(value, names, f"{prefix}{key}.") if isinstance(value, Mapping) and value else value
+        if f"{prefix}{key}" not in names and (below or not value):
+            left[key] = below
+    return left
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -154,7 +154,7 @@ class FitCLI(LightningCLI):
     def check_same_run(self, run: RunFolder) -> None:
         """Raise ValueError where the run that is to be resumed was started with another model or seed."""
         if run.config.is_file():
-            check_fixed_settings(run, self.config_text, _is_fixed)
+            check_fixed_settings(run, self.parser, self.config_text, _is_fixed)
 
 
 def find_cause(message: str) -> str:
