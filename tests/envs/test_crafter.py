@@ -6,6 +6,7 @@ import torch
 
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.envs.env_ids import make_env
+from vwm.envs.wrapped_env import read_achievements
 
 pytest.importorskip("crafter", reason="Crafter is not installed")
 
@@ -34,6 +35,7 @@ def test_death_terminates_and_the_time_limit_truncates() -> None:
     outcomes = [env.step(0) for _ in range(30)]
     assert [o[2:4] for o in outcomes] == [(False, False)] * 29 + [(False, True)]
     assert sum(outcomes[-1][4]["achievements"].values()) == 0
+    assert read_achievements(outcomes[-1][4]) == dict.fromkeys(outcomes[-1][4]["achievements"], False)
     env.unwrapped._game._player.health = 0
     assert env.step(0)[2:4] == (True, False)
 

@@ -171,10 +171,22 @@ def evaluate_agent(
         assert isinstance(summary, dict)
         interval = f"[{summary['low']:.2f}, {summary['high']:.2f}]"
         print(f"{name:>8}  {summary['mean']:10.2f} {interval}   length {summary['length']:.1f}")
+    print_achievements(trained, random)
     print_output(run / "evaluation.json", "every return", format_command("agent", "play", run))
 
 
-def summarize_evaluation(result: EvaluationResult) -> dict[str, float | list[float]]:
+def print_achievements(trained: EvaluationResult, random: EvaluationResult) -> None:
+    """Print the share of episodes that reach each goal; nothing where the environment names no goals."""
+    if not trained.achievements:
+        return
+    print(f"{'agent':>8}{'random':>8}   % of the episodes that reach a goal")
+    for name, share in sorted(trained.achievements.items(), key=lambda item: -item[1]):
+        print(f"{100 * share:8.1f}{100 * random.achievements.get(name, 0.0):8.1f}   {name}")
+    if trained.score is not None and random.score is not None and len(trained.achievements) > 1:
+        print(f"{trained.score:8.1f}{random.score:8.1f}   score: their geometric mean, as of Crafter's paper")
+
+
+def summarize_evaluation(result: EvaluationResult) -> dict[str, Any]:
     """Return an evaluation as plain numbers."""
     low, high = result.interval()
     return {
@@ -184,6 +196,7 @@ def summarize_evaluation(result: EvaluationResult) -> dict[str, float | list[flo
         "std": float(np.std(result.returns)),
         "length": float(result.lengths.mean()),
         "returns": [float(value) for value in result.returns],
+        **({"achievements": dict(result.achievements), "score": result.score} if result.achievements else {}),
     }
 
 

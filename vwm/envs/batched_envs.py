@@ -61,6 +61,10 @@ class BatchedEnv(ABC):
     def close(self) -> None:
         """Release what the environments hold."""
 
+    def achievements(self) -> list[dict[str, bool]]:
+        """Whether the current episode of each copy has reached each goal, by name; {} where it has none."""
+        return [{} for _ in range(self.count)]
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers from which ``load_state_dict`` continues exactly."""
         raise NotImplementedError(f"{type(self).__name__} cannot be saved")
@@ -188,6 +192,10 @@ class GymnasiumBatchedEnv(BatchedEnv):
         if len(state["copies"]) != self.count:
             raise ValueError(f"the state is of {len(state['copies'])} environments, these are {self.count}")
         return _stack_time_steps([c.load_state_dict(s) for c, s in zip(self.copies, state["copies"], strict=True)])
+
+    def achievements(self) -> list[dict[str, bool]]:
+        """See ``BatchedEnv.achievements``, and ``vwm.envs.wrapped_env.read_achievements``."""
+        return [dict(copy.env.achievements) for copy in self.copies]
 
     def render(self) -> NDArray[np.uint8] | None:
         """See ``BatchedEnv.render``."""

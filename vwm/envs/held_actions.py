@@ -59,6 +59,10 @@ class HeldActionEnv(BatchedEnv):
         self.reward = state["reward"]
         return _concatenate([self._fill(step, []) for step in steps])._replace(reward=self.reward)
 
+    def achievements(self) -> list[dict[str, bool]]:
+        """See ``BatchedEnv.achievements``."""
+        return [env.achievements()[0] for env in self.envs]
+
     def render(self) -> NDArray[np.uint8] | None:
         """See ``BatchedEnv.render``."""
         return self.envs[0].render()

@@ -39,6 +39,7 @@ class WrappedEnv:
         actions: its actions.
         observations: images of ``size``, or vectors.
         raw: the last observation as the environment returned it.
+        achievements: whether the episode has reached each of its goals, by name; see ``read_achievements``.
 
     Raises:
         ImportError, ValueError: see ``make_env``; or its spaces are not supported.
@@ -68,10 +69,12 @@ class WrappedEnv:
         self.actions = read_action_spec(env_id, self.env)
         self.observations = self._observation_space(images)
         self.raw: Any = None
+        self.achievements: dict[str, bool] = {}
 
     def reset(self, seed: int | None = None) -> None:
         """Start an episode; without a seed the environment's generator continues."""
         self.raw, _ = self.env.reset(seed=seed)
+        self.achievements = {}
 
     def step(self, action: Any) -> EnvOutcome:
         """Hold an action (see ``EnvActionSpec.to_env``) for ``action_repeat`` steps or until the end."""
@@ -79,8 +82,10 @@ class WrappedEnv:
         total = 0.0
         for steps_left in reversed(range(self.action_repeat)):
             with rendering_disabled(self.env.unwrapped) if steps_left else contextlib.nullcontext():
-                self.raw, reward, terminated, truncated, _ = self.env.step(env_action)
+                self.raw, reward, terminated, truncated, info = self.env.step(env_action)
             total += float(reward)
+            for name, reached in read_achievements(info).items():
+                self.achievements[name] = reached or self.achievements.get(name, False)
             if terminated or truncated:
                 if self.raw is None:  # the episode ended in a step that did not render
                     self.raw = self.env.unwrapped._render("state_pixels")
@@ -117,6 +122,19 @@ class WrappedEnv:
                 "vectors. pixels: true observes what it renders."
             )
         return ObservationSpace.vector(int(flat.shape[0]))
+
+
+def read_achievements(info: Mapping[str, Any]) -> dict[str, bool]:
+    """Return what the ``info`` of a step says about the goals of the episode, by name; {} where it says nothing.
+
+    The names are those that environments use: ``achievements`` counts each goal (Crafter), ``success`` or
+    ``is_success`` is of the step (Meta-World, Gymnasium-Robotics).
+    """
+    counts = info.get("achievements")
+    if isinstance(counts, Mapping):
+        return {str(name): bool(count) for name, count in counts.items()}
+    found = info.get("success", info.get("is_success"))
+    return {} if found is None else {"success": bool(found)}
 
 
 def resize_frame(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

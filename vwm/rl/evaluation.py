@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from torch.utils._pytree import tree_map
 
 from vwm.core.command_output import progress_bar, show_detail
-from vwm.envs.batched_envs import EnvSpec
+from vwm.envs.batched_envs import BatchedEnv, EnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import ActingPolicy
 from vwm.rl.imagined_returns import Trajectory
+
+T = TypeVar("T")
 
 MAX_TRAJECTORY = 1000
 """Decisions of an episode that are kept as a trajectory."""
@@ -33,12 +36,14 @@ class EvaluationResult:
         lengths: int64 [n], in decisions.
         frames: uint8 [t, h, w, 3] of the first episode, or None where the environment has no images.
         trajectories: the first episodes of as many environments as were asked for.
+        achievements: share of the episodes that reached each goal, by name; {} where the environment has none.
     """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
     frames: NDArray[np.uint8] | None
     trajectories: tuple[Trajectory, ...] = ()
+    achievements: Mapping[str, float] = field(default_factory=dict)
 
     def interval(self, seed: int = 0, num_bootstrap: int = 2000) -> tuple[float, float]:
         """Return the 95% interval of the mean return, by bootstrap over episodes."""
@@ -46,6 +51,12 @@ class EvaluationResult:
         means = rng.choice(self.returns, (num_bootstrap, len(self.returns))).mean(axis=1)
         low, high = np.percentile(means, [2.5, 97.5])
         return float(low), float(high)
+
+    @property
+    def score(self) -> float | None:
+        """Geometric mean of the achievements' shares in percent, each plus 1, less 1 (Crafter, arXiv 2109.06780)."""
+        shares = np.array(list(self.achievements.values()))
+        return float(np.expm1(np.log1p(100 * shares).mean())) if len(shares) else None
 
 
 def evaluate_policy(
@@ -98,7 +109,7 @@ def evaluate_policy(
                 action, carry, _ = policy.act(carry, time_step_to_device(time_step, policy.device), explore=False)
             before, time_step = time_step, envs.step(action)
             recorder.add(before, action, time_step)
-            bar.update(tally.add(time_step))
+            bar.update(tally.add(time_step, envs))
             steps += 1
             if steps % PROGRESS_EVERY == 0:
                 show_detail(bar, f"{steps * count} decisions")
@@ -121,6 +132,7 @@ class _EpisodeTally:
         self.shares = shares
         self.returns: list[list[float]] = [[] for _ in shares]
         self.lengths: list[list[int]] = [[] for _ in shares]
+        self.achievements: list[list[dict[str, bool]]] = [[] for _ in shares]
         self.current_return = np.zeros(len(shares))
         self.current_length = np.zeros(len(shares), np.int64)
 
@@ -129,12 +141,15 @@ class _EpisodeTally:
         """Whether every environment has played its share."""
         return all(len(returns) >= share for returns, share in zip(self.returns, self.shares, strict=True))
 
-    def add(self, time_step: TimeStep) -> int:
+    def add(self, time_step: TimeStep, envs: BatchedEnv) -> int:
         """Add a time step of every environment; return how many episodes that count have ended."""
         self.current_return += time_step.reward.numpy()
         self.current_length += ~time_step.is_first.numpy()
         counted = 0
-        for i in np.flatnonzero(time_step.is_last.numpy()):
+        ended = np.flatnonzero(time_step.is_last.numpy())
+        achievements = envs.achievements() if len(ended) else []
+        for i in ended:
+            self.achievements[i].append(achievements[i])
             self.returns[i].append(float(self.current_return[i]))
             self.lengths[i].append(int(self.current_length[i]))
             self.current_return[i] = 0
@@ -144,9 +159,14 @@ class _EpisodeTally:
 
     def result(self, frames: NDArray[np.uint8] | None) -> EvaluationResult:
         """Return the episodes that count, in the order of the environments."""
-        returns = [x for values, share in zip(self.returns, self.shares, strict=True) for x in values[:share]]
-        lengths = [x for values, share in zip(self.lengths, self.shares, strict=True) for x in values[:share]]
-        return EvaluationResult(np.array(returns), np.array(lengths), frames)
+        returns, lengths = self._counted(self.returns), self._counted(self.lengths)
+        achievements = self._counted(self.achievements)
+        names = dict.fromkeys(name for episode in achievements for name in episode)
+        shares = {name: float(np.mean([episode.get(name, False) for episode in achievements])) for name in names}
+        return EvaluationResult(np.array(returns), np.array(lengths), frames, achievements=shares)
+
+    def _counted(self, of_envs: Sequence[Sequence[T]]) -> list[T]:
+        return [x for values, share in zip(of_envs, self.shares, strict=True) for x in values[:share]]
 
 
 class _TrajectoryRecorder:

@@ -126,6 +126,10 @@ class EncodedBatchedEnv(BatchedEnv):
         self.episodes = state["episodes"]
         return self._encode_observation(time_step)
 
+    def achievements(self) -> list[dict[str, bool]]:
+        """See ``BatchedEnv.achievements``."""
+        return self.env.achievements()
+
     def render(self) -> NDArray[np.uint8] | None:
         """See ``BatchedEnv.render``: the real image."""
         return self.env.render()
