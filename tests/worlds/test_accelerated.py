@@ -17,7 +17,7 @@ from simulator_kinds import SIMULATORS, actions, contexts
 from torch.utils._pytree import tree_leaves
 
 from vwm.core.capabilities import ObservesFrames
-from vwm.core.captured_steps import CALLS_BEFORE_CAPTURE, MAX_CAPTURED, CaptureBackend, CUDAGraphs
+from vwm.core.captured_steps import CALLS_BEFORE_CAPTURE, MAX_CAPTURED, CaptureBackend, CapturedSteps, CUDAGraphs
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.states import concatenate_states, select_worlds, state_batch_size
 
@@ -140,6 +140,21 @@ def test_captures_are_bounded_and_other_sampling_is_captured_anew() -> None:
     assert len(world.captured_steps.captured) == MAX_CAPTURED and used.captures == 3 * (MAX_CAPTURED + 2)
     other = world.with_sampling(steps=1)
     assert not other.captured_steps.captured and other.captured_steps.backend is used
+
+
+def test_captured_steps_inside_and_outside_of_autocast_use_the_weights_as_they_are() -> None:
+    linear = torch.nn.Linear(3, 3)
+    steps = CapturedSteps(RecordingBackend())
+    add = lambda state, rest: (state, linear(state) + rest)  # noqa: E731
+    for number in range(2 * CALLS_BEFORE_CAPTURE):
+        state, rest = torch.randn(2, 3), torch.randn(2, 3)
+        for autocast in (False, True):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                found = steps("step", add, state, rest)[1]
+                assert torch.equal(found, add(state, rest)[1]), (number, autocast)
+                linear.weight.mul_(1.1)
+                torch.clear_autocast_cache()  # as training does between updates
+    assert len(steps.captured) == 2
 
 
 def test_a_step_that_reads_values_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,10 @@ class _CapturedStep:
         state, rest = (
             layout.join(part.tensors) for layout, part in zip(self.layouts, (source, self.rest), strict=True)
         )
-        return self.step(state, rest)
+        torch.clear_autocast_cache()  # the graph casts weights itself, as they are when it is launched
+        result = self.step(state, rest)
+        torch.clear_autocast_cache()  # casts in the graph's memory are for the graph alone
+        return result
 
     def _run(self, source: StaticBuffer, target: StaticBuffer) -> None:
         """Compute a step from one buffer to another: what is captured."""
@@ -212,7 +215,8 @@ class CapturedSteps:
             return step(state, rest)
         (state_tensors, state_layout), (rest_tensors, rest_layout) = split_tensors(state), split_tensors(rest)
         layouts = (state_layout, rest_layout)
-        key = (name, layouts, tensor_shapes(state_tensors), tensor_shapes(rest_tensors))
+        shapes = tensor_shapes(state_tensors), tensor_shapes(rest_tensors)
+        key = (name, layouts, shapes, _autocast_dtype([*state_tensors, *rest_tensors]))
         with self.lock:
             captured = self.captured.get(key)
             try:
@@ -245,3 +249,9 @@ class CapturedSteps:
                 reason = " ".join(str(error).split("\n\n")[0].split())  # without the compiler's advice
                 warnings.warn(f"{name} is not compiled: {type(error).__name__}: {reason}", stacklevel=5)
         return _CapturedStep(step, self.backend, *tensors, layouts)
+
+
+def _autocast_dtype(tensors: list[Tensor]) -> torch.dtype | None:
+    """Return the type to which autocast converts on the device of some tensors; None outside of autocast."""
+    device = tensors[0].device.type if tensors else "cpu"
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import pytest
 import torch
 import yaml
 from factories import dynamics, tokenizer
+from recording_backend import RecordingBackend
 from torch.utils._pytree import tree_leaves
 
 from vwm.cli.main import main
+from vwm.core.captured_steps import CALLS_BEFORE_CAPTURE
 from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.data.clips import ClipBatch
 from vwm.envs.batched_envs import GymnasiumEnvSpec
@@ -24,6 +28,7 @@ from vwm.models.diamond.outcome_model import DiamondOutcomeModel
 from vwm.models.genie.module import GenieModule
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
+from vwm.rl.agent import ReplayBatch
 from vwm.rl.agent_training import AgentTraining
 from vwm.rl.algorithms.actor import ActorConfig
 from vwm.rl.algorithms.actor_critic import CriticConfig
@@ -324,3 +329,29 @@ def test_a_shipped_config_trains_and_its_policy_is_evaluated(name, tmp_path, cap
     assert (tmp_path / "run" / "curves.png").is_file()  # of rows that have the numbers of one part each
     main(["agent", "eval", str(tmp_path / "run"), "--episodes", "1"])
     assert "return" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("make", "autocast"), [(lambda: tiny_agent(spaces()), False), (token_agent, True)])
+def test_captured_steps_of_the_world_change_nothing(make: Callable[[], ImaginationAgent], autocast: bool) -> None:
+    torch.manual_seed(0)
+    plain = make()
+    fast, backend = copy.deepcopy(plain), RecordingBackend()
+    fast.accelerate(backend)
+    shape, size = plain.spaces.observation.shape, (plain.batch_size, plain.batch_length)
+    carries = [agent.init_carry(2) for agent in (plain, fast)]
+    for number in range(CALLS_BEFORE_CAPTURE):
+        batch = ReplayBatch(
+            torch.randint(256, (*size, *shape), dtype=torch.uint8), torch.randn(size), *torch.zeros(3, *size).bool(),
+            torch.randint(plain.spaces.actions.size, size), {}, torch.zeros(size),
+        )  # fmt: skip
+        step = TimeStep(batch.observation[:2, 0], torch.zeros(2), *torch.zeros(3, 2).bool())
+        found = []
+        for i, agent in enumerate((plain, fast)):
+            torch.manual_seed(number)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                logs = agent.update(batch).logs
+            decision = agent.act(carries[i], step, explore=True)
+            carries[i] = decision.carry
+            found.append([logs, *decision, agent.state_dict()])
+        assert all(map(torch.equal, *([torch.as_tensor(x) for x in tree_leaves(part)] for part in found))), number
+    assert backend.replays

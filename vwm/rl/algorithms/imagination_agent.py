@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vwm.core.capabilities import ReconstructsFrames
+from vwm.core.captured_steps import CaptureBackend
 from vwm.core.checks import check_not_negative, check_positive
 from vwm.core.family import ExportSettings
 from vwm.core.network_simulator import NetworkSimulator
@@ -198,6 +199,12 @@ class ImaginationAgent(Agent):
         """See ``Agent.simulator``: of the world's family."""
         settings = ExportSettings(title=title, fps=fps, context_frames=self._context_frames, starts=None, recording={})
         return find_family(self.world).make_simulator(self.world, settings)
+
+    def accelerate(self, backend: CaptureBackend | None) -> None:
+        """See ``Agent.accelerate``: the world's steps are captured, of which rollouts consist; updates are not."""
+        self._simulators = (self._simulators[0].accelerate(backend),)
+        if self._memory is not None:
+            self._memory = ObservedWorld(self._simulators[0], self.observed)
 
     # ------------------------------------------------------------------------------------------------------ acting
 
