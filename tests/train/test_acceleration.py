@@ -19,7 +19,7 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch, bf16: bool = True, compiler: bool =
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)
-    monkeypatch.setattr(acceleration, "has_triton", lambda: compiler)
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: compiler)
     monkeypatch.setenv("CC", "gcc")
 
 

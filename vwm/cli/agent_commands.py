@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from vwm.core.atomic_files import atomic_write_text
+from vwm.core.blocks import resolve_compile
 from vwm.core.command_output import format_command, print_output
 from vwm.core.devices import resolve_device
 from vwm.envs.batched_envs import EnvSpec
@@ -24,7 +25,7 @@ from vwm.rl.evaluation import EvaluationResult, evaluate_policy
 from vwm.rl.evaluation_log import write_evaluation_video
 from vwm.runs.config_files import compose_config_arguments
 from vwm.runs.metric_loggers import make_metric_loggers
-from vwm.runs.options import add_logger_options, add_switch
+from vwm.runs.options import add_compile_option, add_logger_options
 from vwm.runs.run_folder import RunFolder
 from vwm.runs.saved_config import check_fixed_settings, read_saved_config
 from vwm.runs.training_runtime import TrainingRuntime
@@ -51,7 +52,7 @@ def make_agent_parser() -> ArgumentParser:
     )
     parser.add_argument("-c", "--config", action="config", help="a YAML of everything")
     parser.add_argument("--precision", choices=PRECISIONS, default="32-true", help="of updates")
-    add_switch(parser, "compile", False, "torch.compile the agent's networks")
+    add_compile_option(parser, "torch.compile the agent's networks; auto compiles on CUDA")
     add_logger_options(parser)
     parser.add_class_arguments(AgentTraining, None)
     return parser
@@ -104,17 +105,17 @@ def make_runtime(training: AgentTraining, config: Namespace, settings: dict[str,
     Raises:
         ValueError: the algorithm supports only float32 without compilation.
     """
-    runtime = TrainingRuntime()
-    if config.precision != "32-true" or config.compile:
-        if not training.algorithm.supports_runtime:
-            raise ValueError(f"{type(training.algorithm).__name__} takes neither --precision nor --compile")
+    device, supported = resolve_device(training.device), training.algorithm.supports_runtime
+    if not supported and (config.precision != "32-true" or config.compile is True):
+        raise ValueError(f"{type(training.algorithm).__name__} takes neither --precision nor --compile")
+    runtime = TrainingRuntime(compile=supported and resolve_compile(config.compile, device))
+    if config.precision != "32-true":
         from lightning.fabric import Fabric
 
-        device = resolve_device(training.device)
         _, _, index = str(device).partition(":")
         devices = [int(index)] if index else 1
         fabric = Fabric(accelerator=device.type, devices=devices, precision=config.precision)
-        runtime = TrainingRuntime(autocast=fabric.autocast, compile=config.compile)
+        runtime = replace(runtime, autocast=fabric.autocast)
     loggers = make_metric_loggers(
         training.folder,
         wandb=config.wandb,

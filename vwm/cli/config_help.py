@@ -15,7 +15,7 @@ COMMON_OPTIONS = {
     "--seed N": "seed of everything random",
     "--device TEXT": SHARED_HELP["device"],
     "--threads N": "CPU threads of torch; 0 leaves torch's choice",
-    "--compile": "torch.compile the networks; vwm fit does so on a GPU (--compile false does not)",
+    "--compile": "torch.compile the networks, which is done anyway on a GPU (--compile false does not)",
     "--wandb PROJECT": "log to Weights & Biases",
     "--tensorboard": "also write TensorBoard's files",
     "--KEY.KEY VALUE": "any key of the config",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import torch
 from torch import nn
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -23,6 +26,21 @@ def raise_recompile_limit() -> None:
     import torch._dynamo.config as settings  # the compiler, which takes as long to import as torch
 
     settings.recompile_limit = max(settings.recompile_limit, RECOMPILE_LIMIT)
+
+
+def resolve_compile(compile: bool | Literal["auto"], device: torch.device) -> bool:
+    """Return whether to compile networks that train on a device: ``auto`` does on CUDA where there is a compiler."""
+    return device.type == "cuda" and _has_compiler() if compile == "auto" else compile
+
+
+def _has_compiler() -> bool:
+    """Whether this machine can compile for CUDA; otherwise say that it cannot."""
+    from torch.utils._triton import has_triton
+
+    found = has_triton() and bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
+    if not found:
+        print("note: training without torch.compile, which requires Triton and a C compiler (gcc) on this machine")
+    return found
 
 
 def find_blocks(network: nn.Module) -> Iterator[nn.Module]:

@@ -29,7 +29,7 @@ from vwm.runs.metric_tables import MetricTable, average_update_logs, open_metric
 from vwm.runs.rng_states import restore_rng_states
 from vwm.runs.run_folder import RunFolder
 from vwm.runs.stop_signal import StopRequest
-from vwm.runs.training_runtime import TrainingRuntime, compile_networks
+from vwm.runs.training_runtime import TrainingRuntime
 
 POLICY_TABLES = ("episodes", "evaluations", "updates")
 CHECKPOINT_OWNER = "agent or environment"
@@ -124,7 +124,7 @@ class AgentTraining:
         algorithm = self.algorithm
         self.set_up()
         if self.runtime.compile:
-            compile_networks(algorithm.policy)
+            algorithm.compile_networks()
         with (
             progress_bar(desc="train", total=self.steps, initial=algorithm.progress, unit=algorithm.unit) as bar,
             StopRequest() as stop,

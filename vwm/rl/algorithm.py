@@ -13,7 +13,7 @@ from vwm.core.network_simulator import NetworkSimulator
 from vwm.envs.batched_envs import EnvSpec
 from vwm.rl.evaluation import EvaluationResult
 from vwm.runs.run_folder import RunFolder
-from vwm.runs.training_runtime import TrainingRuntime
+from vwm.runs.training_runtime import TrainingRuntime, compile_networks
 
 StepMetrics = Mapping[str, Sequence[Mapping[str, float]]]
 """Rows for the run's tables by their names; a row is written at its own ``step``, or else at the progress after the
@@ -99,6 +99,10 @@ class Algorithm(ABC):
             RuntimeError, KeyError: weights of other networks.
             ValueError: anything else that does not fit.
         """
+
+    def compile_networks(self) -> None:
+        """Compile the networks in place, after ``set_up``; see ``vwm.runs.training_runtime.compile_networks``."""
+        compile_networks(self.policy)
 
     def build_policy(self, setup: TrainingSetup) -> Any:
         """Make a policy to load trained weights into, without opening anything of the training's own."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jsonargparse import ActionYesNo, ArgumentParser
 
 
@@ -10,6 +12,11 @@ def add_switch(parser: ArgumentParser, name: str, default: bool, help: str) -> N
     parser.add_argument(
         f"--{name}", action=ActionYesNo(yes_prefix="", no_prefix="no_"), nargs="?", default=default, help=help
     )
+
+
+def add_compile_option(parser: ArgumentParser, help: str) -> None:
+    """Add ``--compile``, which is also a switch; see ``vwm.core.blocks.resolve_compile``."""
+    parser.add_argument("--compile", type=Literal["auto"] | bool, nargs="?", const=True, default="auto", help=help)
 
 
 def add_logger_options(parser: ArgumentParser) -> None:

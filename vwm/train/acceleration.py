@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser
 from torch import nn
-from torch.utils._triton import has_triton
 
-from vwm.core.blocks import compile_blocks
+from vwm.core.blocks import compile_blocks, resolve_compile
 from vwm.core.devices import allow_tf32
 from vwm.nn.float8 import Float8Recipe, check_float8_device, convert_to_float8
 from vwm.nn.recomputation import Recomputation, recompute_blocks
+from vwm.runs.options import add_compile_option
 
 
 def add_acceleration_options(parser: ArgumentParser) -> None:
     """Add ``--compile``, ``--gradient_checkpointing`` and ``--float8``; the first two are also switches."""
-    parser.add_argument(
-        "--compile",
-        type=Literal["auto"] | bool,
-        nargs="?",
-        const=True,
-        default="auto",
-        help="torch.compile every block; auto compiles on CUDA",
-    )
+    add_compile_option(parser, "torch.compile every block; auto compiles on CUDA")
     parser.add_argument(
         "--gradient_checkpointing",
         type=Recomputation | bool,
@@ -83,15 +74,5 @@ def accelerate_networks(
     if isinstance(gradient_checkpointing, bool):
         gradient_checkpointing = "full" if gradient_checkpointing else "none"
     recompute_blocks(module, gradient_checkpointing)
-    if compile == "auto":
-        compile = device.type == "cuda" and _has_compiler()
-    if compile:
+    if resolve_compile(compile, device):
         compile_blocks(module)
-
-
-def _has_compiler() -> bool:
-    """Whether this machine can compile for CUDA; otherwise say that it cannot."""
-    found = has_triton() and bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
-    if not found:
-        print("note: training without torch.compile, which requires Triton and a C compiler (gcc) on this machine")
-    return found

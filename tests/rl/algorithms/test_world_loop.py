@@ -17,6 +17,7 @@ from recording_backend import RecordingBackend
 from torch.utils._pytree import tree_leaves
 
 from vwm.cli.main import main
+from vwm.core.blocks import find_blocks
 from vwm.core.captured_steps import CALLS_BEFORE_CAPTURE
 from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.data.clips import ClipBatch
@@ -28,6 +29,7 @@ from vwm.models.diamond.outcome_model import DiamondOutcomeModel
 from vwm.models.genie.module import GenieModule
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
+from vwm.nn.training_module import TrainingModule
 from vwm.rl.agent import ReplayBatch
 from vwm.rl.agent_training import AgentTraining
 from vwm.rl.algorithms.actor import ActorConfig
@@ -355,3 +357,16 @@ def test_captured_steps_of_the_world_change_nothing(make: Callable[[], Imaginati
             found.append([logs, *decision, agent.state_dict()])
         assert all(map(torch.equal, *([torch.as_tensor(x) for x in tree_leaves(part)] for part in found))), number
     assert backend.replays
+
+
+def test_of_the_modules_of_the_loop_only_blocks_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = tiny_training(tmp_path)
+    training.set_up()
+    agent = training.algorithm.policy = token_agent()
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **settings: compiled.append(module))
+    training.algorithm.compile_networks()
+    learners = [*find_blocks(agent.learners["tokenizer"]), *find_blocks(agent.learners["world"])]
+    assert learners == compiled[: len(learners)] and agent.policy.actor_critic.actor in compiled[len(learners) :]
+    assert not any(isinstance(module, TrainingModule) for module in compiled)
+    training.algorithm.close()

@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from vwm.core.blocks import compile_blocks
 from vwm.core.checks import check_not_negative, check_positive
 from vwm.data.clips import ClipBatch
 from vwm.envs.batched_envs import EnvSpec
 from vwm.envs.time_step import EnvSpaces
+from vwm.nn.training_module import TrainingModule
 from vwm.rl.algorithm import StepMetrics, TrainingSetup
 from vwm.rl.algorithms.imagination_agent import PART_PAST_ENDS, ImaginationAgent, LoopPart, replayed_clips
 from vwm.rl.algorithms.recorded_share import RecordedShare, join_clips
 from vwm.rl.online_learning import OnlineLearning, replay_batch_to_device
+from vwm.runs.training_runtime import compile_networks
 
 
 class WorldLoop(OnlineLearning):
@@ -93,6 +96,11 @@ class WorldLoop(OnlineLearning):
         self.recorded = {} if self.recording is None else self.recording.open(self.policy)
         self.epochs = 0
         self.due: list[tuple[str, int]] = []
+
+    def compile_networks(self) -> None:
+        """See ``Algorithm.compile_networks``; of the modules of tokenizer and world the blocks, as in ``vwm fit``."""
+        for learner in self.policy.learners.values():
+            (compile_blocks if isinstance(learner, TrainingModule) else compile_networks)(learner)
 
     def step(self) -> StepMetrics:
         """Make one update that is due; where none is, take one decision in every environment."""
