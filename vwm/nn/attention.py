@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from vwm.core.checks import check_positive
@@ -58,6 +57,32 @@ def frame_rotary_embedding(positions: Tensor, pairs: int, dtype: torch.dtype) ->
     return rotary_embedding(angles, dtype)
 
 
+# einops would take as long as a small product does.
+
+
+def heads_of_frames(x: Tensor, heads: int) -> Tensor:
+    """[b, t, n, h c] -> [b t, h, n, c], for attention within frames."""
+    b, t, n, width = x.shape
+    return x.reshape(b * t, n, heads, width // heads).transpose(1, 2)
+
+
+def join_heads_of_frames(x: Tensor, batch: int) -> Tensor:
+    """[b t, h, n, c] -> [b, t, n, h c]."""
+    frames, heads, n, channels = x.shape
+    return x.transpose(1, 2).reshape(batch, frames // batch, n, heads * channels)
+
+
+def heads_of_places(x: Tensor, heads: int) -> Tensor:
+    """[b, t, n, h c] -> [b, n, h, t, c], for attention between frames."""
+    b, t, n, width = x.shape
+    return x.reshape(b, t, n, heads, width // heads).permute(0, 2, 3, 1, 4)
+
+
+def join_heads_of_places(x: Tensor) -> Tensor:
+    """[b, n, h, t, c] -> [b, t, n, h c]."""
+    return x.permute(0, 3, 1, 2, 4).flatten(3)
+
+
 class SpaceTimeAttention(nn.Module):
     """Self-attention along space (``attend_space``) or time (``attend_time``).
 
@@ -92,10 +117,9 @@ class SpaceTimeAttention(nn.Module):
 
     def attend_space(self, x: Tensor) -> Tensor:
         """Every token attends to all tokens of its own frame. [b, t, n, d] -> [b, t, n, d]."""
-        b = x.shape[0]
-        q, k, v = rearrange(self.qkv(x), "b t n (three h c) -> three (b t) h n c", three=3, h=self.heads)
+        q, k, v = (heads_of_frames(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
         y = dot_product_attention(self.query_norm(q).to(v), self.key_norm(k).to(v), v)
-        return self.out(rearrange(y, "(b t) h n c -> b t n (h c)", b=b))
+        return self.out(join_heads_of_frames(y, x.shape[0]))
 
     def attend_time(
         self,
@@ -117,8 +141,8 @@ class SpaceTimeAttention(nn.Module):
         Returns:
             [b, t, n, d], and the keys and values of these frames: [b, n, h, t, c].
         """
-        q, k, v = rearrange(self.qkv(x), "b t n (three h c) -> three b n h t c", three=3, h=self.heads)
+        q, k, v = (heads_of_places(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
         q = apply_rotary(self.query_norm(q).to(v), rotation)
         k = apply_rotary(self.key_norm(k).to(v), rotation)
         y = dot_product_attention(q, k, v, mask, past=past, is_causal=is_causal)
-        return self.out(rearrange(y, "b n h t c -> b t n (h c)")), KeyValueCache(k, v)
+        return self.out(join_heads_of_places(y)), KeyValueCache(k, v)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vwm.core.checks import check_not_negative, check_positive
 from vwm.nn.attention_kernels import KeyValueCache
+from vwm.nn.kernel_device import kernel_device
 
 
 class StreamedFrames(NamedTuple):
@@ -56,12 +57,25 @@ class KeptSlots(NamedTuple):
     def keep(self, past: KeyValueCache, new: KeyValueCache) -> KeyValueCache:
         """Return the cache afterwards, from the one before [b, n, g, s, c] and the next frames [b, n, g, t, c]."""
         if self.replaced is not None:
-            replaced = self.replaced[:, None, None, :, None]
-            return KeyValueCache(*(torch.where(replaced, x, old.to(x)) for old, x in zip(past, new, strict=True)))
+            put = _put_on_cpu if kernel_device(new.keys) == "cpu" and not torch.compiler.is_compiling() else _put
+            return KeyValueCache(*(put(self.replaced, old.to(x), x) for old, x in zip(past, new, strict=True)))
         assert self.sources is not None
         index = self.sources[:, None, None, :, None]
         seen = (torch.cat((old.to(x), x), dim=3) for old, x in zip(past, new, strict=True))
         return KeyValueCache(*(torch.take_along_dim(x, index, dim=3) for x in seen))
+
+
+def _put(replaced: Tensor, past: Tensor, new: Tensor) -> Tensor:
+    """Put a frame [b, n, g, 1, c] into the slots ``replaced`` [b, s] of those before it, [b, n, g, s, c]."""
+    return torch.where(replaced[:, None, None, :, None], new, past)
+
+
+def _put_on_cpu(replaced: Tensor, past: Tensor, new: Tensor) -> Tensor:
+    """``_put`` into the one slot of each entry, in a third of the time on a CPU."""
+    if not past.shape[3]:
+        return past
+    slot = replaced.int().argmax(dim=1)[:, None, None, None, None]
+    return past.scatter(3, slot.expand_as(new), new)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from einops import rearrange
 from torch import Tensor, nn
 
-from vwm.nn.attention import RotaryEmbedding, apply_rotary
+from vwm.nn.attention import (
+    RotaryEmbedding,
+    apply_rotary,
+    heads_of_frames,
+    heads_of_places,
+    join_heads_of_frames,
+    join_heads_of_places,
+)
 from vwm.nn.attention_kernels import KeyValueCache, MovedQueries, dot_product_attention
 from vwm.nn.context_parallel import DividedFrames
 from vwm.nn.norm import RMSNorm
@@ -112,26 +118,25 @@ class GroupedQueryAttention(nn.Module):
         self, x: Tensor, geometry: AttentionGeometry, past: KeyValueCache | None
     ) -> tuple[Tensor, KeyValueCache | None]:
         b, t, n, _ = x.shape
-        form = {"space": "b t n (h c) -> (b t) h n c", "time": "b t n (h c) -> b n h t c"}
         split = (self.heads, self.kv_heads, self.kv_heads)
         parts = self.qkv(x).split([k * self.channels for k in split], dim=-1)
         # Full attention caches its keys in the layout of temporal attention.
-        pattern = form["space" if self.kind == "space" else "time"]
-        q, k, v = (rearrange(p, pattern, h=count) for p, count in zip(parts, split, strict=True))
+        heads_of = heads_of_frames if self.kind == "space" else heads_of_places
+        q, k, v = (heads_of(p, count) for p, count in zip(parts, split, strict=True))
         q, k = self.query_norm(q).to(v), self.key_norm(k).to(v)
         if self.kind == "full":
-            q, k = (rearrange(p, "b n h t c -> b h t n c") for p in (q, k))
+            q, k = (p.permute(0, 2, 3, 1, 4) for p in (q, k))  # [b, h, t, n, c]
         moved = self._moved_queries(q, geometry.sinks, n)
         q, k = (apply_rotary(p, geometry.rotations[self.kind]) for p in (q, k))
         if self.kind == "full":
-            k = rearrange(k, "b h t n c -> b n h t c")
+            k = k.permute(0, 3, 1, 2, 4)
         if self.kind == "space":
             y = dot_product_attention(q, k, v, geometry.space_mask, self.soft_cap)
-            return self.out(rearrange(y, "(b t) h n c -> b t n (h c)", b=b)), None
+            return self.out(join_heads_of_frames(y, b)), None
         seen = KeyValueCache(k, v)
         if self.kind == "time":
             y = dot_product_attention(q, k, v, geometry.mask, self.soft_cap, moved, past, geometry.is_causal)
-            return self.out(rearrange(y, "b n h t c -> b t n (h c)")), seen
+            return self.out(join_heads_of_places(y)), seen
         k, v = _frames_as_one_sequence(seen)
         y = dot_product_attention(
             q.flatten(2, 3),
@@ -142,7 +147,7 @@ class GroupedQueryAttention(nn.Module):
             moved,
             None if past is None else _frames_as_one_sequence(past),
         )
-        return self.out(rearrange(y, "b h (t n) c -> b t n (h c)", t=t)), seen
+        return self.out(y.unflatten(2, (t, n)).permute(0, 2, 3, 1, 4).flatten(3)), seen
 
     def _moved_queries(self, q: Tensor, sinks: SinkGeometry | None, tokens: int) -> MovedQueries | None:
         """Rotate queries as the sink frames see them; None for ``space`` and without sinks."""
@@ -156,7 +161,7 @@ class GroupedQueryAttention(nn.Module):
 
 def _frames_as_one_sequence(frames: KeyValueCache) -> KeyValueCache:
     """[b, n, g, s, c] -> [b, g, s n, c]."""
-    return KeyValueCache(*(rearrange(x, "b n g s c -> b g (s n) c") for x in frames))
+    return KeyValueCache(*(x.permute(0, 2, 3, 1, 4).flatten(2, 3) for x in frames))
 
 
 def _mask_of_tokens(mask: Tensor, tokens: int) -> Tensor:

@@ -30,8 +30,16 @@ class RMSNorm(nn.Module):
         if kernel_device(x) != "cpu":
             weight = None if self.weight is None else self.weight.to(x.dtype)
             return F.rms_norm(x, x.shape[-1:], weight, RMS_NORM_EPSILON)
-        y = _RMSNormFunction.apply(x)
+        y = _RMSNormFunction.apply(x) if torch.is_grad_enabled() else _normalize(x)[0]
         return y if self.weight is None else y * self.weight.to(y.dtype)
+
+
+def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x / rms(x), and 1 / rms(x)."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).square()
+    inverse = (inverse / x.shape[-1] + RMS_NORM_EPSILON).rsqrt().to(x.dtype)
+    return x * inverse, inverse
 
 
 class _RMSNormFunction(torch.autograd.Function):
@@ -39,10 +47,7 @@ class _RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).square()
-        inverse = (inverse / x.shape[-1] + RMS_NORM_EPSILON).rsqrt().to(x.dtype)
-        y = x * inverse
+        y, inverse = _normalize(x)
         ctx.save_for_backward(y, inverse)
         return y
 

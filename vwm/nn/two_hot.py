@@ -23,6 +23,25 @@ def symexp(x: Tensor) -> Tensor:
     return x.sign() * x.abs().expm1()
 
 
+def neighbor_weights(lower: Tensor, share: Tensor, bins: int) -> Tensor:
+    """Return weights [..., bins]: ``share`` [...] at the bin after ``lower``, int64 [...], and the rest there."""
+    rest = (1 - share)[..., None]
+    return F.one_hot(lower, bins) * rest + F.one_hot(lower + 1, bins) * share[..., None]
+
+
+def neighbor_cross_entropy(logits: Tensor, lower: Tensor, share: Tensor) -> Tensor:
+    """Return the cross-entropy of ``neighbor_weights``, which it does not make: [..., bins] -> [...].
+
+    Args:
+        logits: [..., bins].
+        lower, share: see ``neighbor_weights``; they may broadcast.
+    """
+    logs = at_least_float32(logits).log_softmax(-1)
+    neighbors = torch.stack((lower, lower + 1), dim=-1).expand(*logs.shape[:-1], 2)
+    low, high = logs.gather(-1, neighbors).unbind(-1)
+    return -torch.lerp(low, high, share.to(logs.dtype).expand(logs.shape[:-1]))
+
+
 class SymexpTwoHot(BinsModule):
     """Bins evenly spaced in symlog space. A number is encoded as weights of the two nearest bins (DreamerV3).
 
@@ -42,13 +61,7 @@ class SymexpTwoHot(BinsModule):
 
     def encode(self, x: Tensor) -> Tensor:
         """[...] -> weights [..., bins], whose mean is x, clamped to the range of the bins."""
-        values = self.values
-        x = x.to(values.dtype).clamp(values[0], values[-1])
-        above = torch.searchsorted(values, x.contiguous()).clamp(1, len(values) - 1)
-        low, high = values[above - 1], values[above]
-        share = (x - low) / (high - low)
-        lower = F.one_hot(above - 1, len(values)) * (1 - share)[..., None]
-        return lower + F.one_hot(above, len(values)) * share[..., None]
+        return neighbor_weights(*self._neighbors(x), len(self.values))
 
     def mean(self, logits: Tensor) -> Tensor:
         """[..., bins] -> the mean of the distribution [...]; symmetric parts cancel exactly."""
@@ -58,7 +71,15 @@ class SymexpTwoHot(BinsModule):
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy, [..., bins] and [...] -> [...]."""
-        return -(self.encode(x) * at_least_float32(logits).log_softmax(-1)).sum(-1)
+        return neighbor_cross_entropy(logits, *self._neighbors(x))
+
+    def _neighbors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the bin below each number, and the share of the next one."""
+        values = self.values
+        x = x.to(values.dtype).clamp(values[0], values[-1])
+        lower = torch.searchsorted(values, x.contiguous()).clamp(1, len(values) - 1) - 1
+        low, high = values[lower], values[lower + 1]
+        return lower, (x - low) / (high - low)
 
 
 class SymlogTwoHot(BinsModule):
@@ -82,13 +103,9 @@ class SymlogTwoHot(BinsModule):
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy, [..., bins] and [...], which may broadcast -> [...]."""
-        logs = at_least_float32(logits).log_softmax(-1)
-        last = len(self.values) - 1
-        limit = self.symlog_limit
-        position = (symlog(x.to(logs.dtype)).clamp(-limit, limit) + limit) * (last / (2 * limit))
-        lower_position = position.floor().clamp(max=last - 1)
-        share = (position - lower_position).expand(logs.shape[:-1])
-        lower = lower_position.nan_to_num(0).long()  # for NaN, share is NaN and so is the loss
-        neighbors = torch.stack((lower, lower + 1), dim=-1).expand(*logs.shape[:-1], 2)
-        low, high = logs.gather(-1, neighbors).unbind(-1)
-        return -torch.lerp(low, high, share)
+        last, limit = len(self.values) - 1, self.symlog_limit
+        x = x.to(torch.promote_types(logits.dtype, torch.float32))
+        position = (symlog(x).clamp(-limit, limit) + limit) * (last / (2 * limit))
+        lower = position.floor().clamp(max=last - 1)
+        share = position - lower
+        return neighbor_cross_entropy(logits, lower.nan_to_num(0).long(), share)  # for NaN, the share is NaN

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vwm.nn.precision import BinsModule, at_least_float32
+from vwm.nn.two_hot import neighbor_cross_entropy, neighbor_weights
 
 VALUE_TRANSFORM_EPSILON = 0.001
 """Slope of the linear term, which keeps the transform invertible in floating point for large numbers."""
@@ -47,11 +47,7 @@ class ScaledSupport(BinsModule):
 
     def encode(self, x: Tensor) -> Tensor:
         """[...] -> weights [..., bins], whose mean is ``value_transform(x)``, clamped to [-limit, limit]."""
-        position = value_transform(at_least_float32(x)).clamp(-self.limit, self.limit) + self.limit
-        low = position.floor().clamp(max=self.bins - 2)
-        share = (position - low)[..., None]
-        below = low.nan_to_num(nan=0.0).long()  # for NaN, the weights are NaN
-        return F.one_hot(below, self.bins) * (1 - share) + F.one_hot(below + 1, self.bins) * share
+        return neighbor_weights(*self._neighbors(x), self.bins)
 
     def mean(self, logits: Tensor) -> Tensor:
         """[..., bins] -> the expected value, [...]."""
@@ -59,4 +55,10 @@ class ScaledSupport(BinsModule):
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy, [..., bins] and [...] -> [...]."""
-        return -(self.encode(x) * at_least_float32(logits).log_softmax(-1)).sum(-1)
+        return neighbor_cross_entropy(logits, *self._neighbors(x))
+
+    def _neighbors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the bin below each number, and the share of the next one."""
+        position = value_transform(at_least_float32(x)).clamp(-self.limit, self.limit) + self.limit
+        lower = position.floor().clamp(max=self.bins - 2)
+        return lower.nan_to_num(nan=0.0).long(), position - lower  # for NaN, the share is NaN

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
+from vwm.models.muzero.masked_batch_norm import masked_batch_norm
 from vwm.models.muzero.representation import (
     ImageNetwork,
     MuZeroResidualBlock,
@@ -250,17 +251,8 @@ def min_max_normalize(latent: Tensor) -> Tensor:
 def _project(layers: nn.Sequential, x: Tensor, valid: Tensor | None) -> Tensor:
     """Apply layers, of which batch norms take their statistics from valid entries only, whose number may change."""
     for layer in layers:
-        x = _masked_batch_norm(layer, x, valid) if isinstance(layer, nn.BatchNorm1d) and valid is not None else layer(x)
+        x = masked_batch_norm(layer, x, valid) if isinstance(layer, nn.BatchNorm1d) and valid is not None else layer(x)
     return x
-
-
-def _masked_batch_norm(norm: nn.BatchNorm1d, x: Tensor, valid: Tensor) -> Tensor:
-    """Normalize [b, k] by mean and variance of the valid entries, bool [b]."""
-    weight = valid.to(x.dtype)
-    weight = weight / weight.sum().clamp(min=1)
-    centered = x - weight @ x
-    scale = torch.rsqrt(weight @ centered.square() + norm.eps)
-    return torch.addcmul(norm.bias, centered, scale * norm.weight) if norm.affine else centered * scale
 
 
 def _simsiam_layer(inputs: int, outputs: int) -> list[nn.Module]:
