@@ -134,7 +134,7 @@ def read_achievements(info: Mapping[str, Any]) -> dict[str, bool]:
     if isinstance(counts, Mapping):
         return {str(name): bool(count) for name, count in counts.items()}
     found = info.get("success", info.get("is_success"))
-    return {} if found is None else {"success": bool(found)}
+    return {} if found is None else {"success": bool(np.all(found))}
 
 
 def resize_frame(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -57,9 +57,7 @@ def frame_rotary_embedding(positions: Tensor, pairs: int, dtype: torch.dtype) ->
     return rotary_embedding(angles, dtype)
 
 
-# einops would take as long as a small product does.
-
-
+# These are views by torch alone: einops takes as long as the product of small matrices.
 def heads_of_frames(x: Tensor, heads: int) -> Tensor:
     """[b, t, n, h c] -> [b t, h, n, c], for attention within frames."""
     b, t, n, width = x.shape
