@@ -21,11 +21,13 @@ RECOMPILE_LIMIT = 64
 those of all networks together, and a block beyond it would run uncompiled."""
 
 
-def raise_recompile_limit() -> None:
-    """Let the compiler keep ``RECOMPILE_LIMIT`` variants; to be called before anything is compiled."""
+def prepare_compiler() -> None:
+    """Let the compiler keep ``RECOMPILE_LIMIT`` variants, and work in silence; called before anything is compiled."""
     import torch._dynamo.config as settings  # the compiler, which takes as long to import as torch
 
     settings.recompile_limit = max(settings.recompile_limit, RECOMPILE_LIMIT)
+    # To store code, it reads all attributes of all modules, and jsonargparse warns of each that is deprecated.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 
 def resolve_compile(compile: bool | Literal["auto"], device: torch.device) -> bool:
@@ -65,7 +67,7 @@ def compile_blocks(
         fullgraph: whether a block that cannot be compiled as one graph is an error.
         dynamic: whether the code fits all shapes; None for where shapes change, False for one code per shape.
     """
-    raise_recompile_limit()
+    prepare_compiler()
     for block in find_blocks(network):
         block.compile(backend=backend, fullgraph=fullgraph, dynamic=dynamic)
 

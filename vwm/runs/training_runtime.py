@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from vwm.core.blocks import CompilerBackend, raise_recompile_limit
+from vwm.core.blocks import CompilerBackend, prepare_compiler
 from vwm.runs.metric_loggers import MetricLogger
 
 
@@ -38,7 +38,7 @@ def compile_networks(network: nn.Module, backend: CompilerBackend = "inductor") 
     Agents and world models have methods of other names, which loop over time in Python. Their encoders, cells, heads
     and decoders have a ``forward``.
     """
-    raise_recompile_limit()
+    prepare_compiler()
     for child in network.children():
         if type(child).forward is not nn.Module.forward:
             child.compile(backend=backend)
