@@ -10,6 +10,7 @@ from .atomic_files import remove_folder_leftovers as remove_folder_leftovers
 from .blocks import compile_blocks as compile_blocks
 from .blocks import find_blocks as find_blocks
 from .blocks import prepare_compiler as prepare_compiler
+from .blocks import resolve_compile as resolve_compile
 from .blocks import uncompiled_blocks as uncompiled_blocks
 from .bundle_folder import BundleError as BundleError
 from .bundle_folder import check_no_outside_link as check_no_outside_link

@@ -26,6 +26,7 @@ from .metric_tables import MetricTable as MetricTable
 from .metric_tables import average_update_logs as average_update_logs
 from .metric_tables import open_metric_tables as open_metric_tables
 from .metric_tables import read_csv_rows as read_csv_rows
+from .options import add_compile_option as add_compile_option
 from .options import add_logger_options as add_logger_options
 from .options import add_switch as add_switch
 from .rng_states import restore_rng_states as restore_rng_states
