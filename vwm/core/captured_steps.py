@@ -215,8 +215,8 @@ class CapturedSteps:
             return step(state, rest)
         (state_tensors, state_layout), (rest_tensors, rest_layout) = split_tensors(state), split_tensors(rest)
         layouts = (state_layout, rest_layout)
-        shapes = tensor_shapes(state_tensors), tensor_shapes(rest_tensors)
-        key = (name, layouts, shapes, _autocast_dtype([*state_tensors, *rest_tensors]))
+        autocast = _autocast_dtype([*state_tensors, *rest_tensors])
+        key = (name, layouts, tensor_shapes(state_tensors), tensor_shapes(rest_tensors), autocast)
         with self.lock:
             captured = self.captured.get(key)
             try:
