@@ -129,8 +129,11 @@ def make_runtime(training: AgentTraining, config: Namespace, settings: dict[str,
 def check_same_run(run: RunFolder, parser: ArgumentParser, config: str) -> None:
     """Raise ValueError if one of ``FIXED_SETTINGS`` differs from that of the run in the folder."""
     if run.config.is_file() and run.last_checkpoint.is_file():
-        is_fixed = lambda name: any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED_SETTINGS)  # noqa: E731
-        check_fixed_settings(run, parser, config, is_fixed)
+        check_fixed_settings(run, parser, config, _is_fixed)
+
+
+def _is_fixed(name: str) -> bool:
+    return any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED_SETTINGS)
 
 
 def evaluate_agent(

@@ -58,24 +58,25 @@ class KeptSlots(NamedTuple):
         """Return the cache afterwards, from the one before [b, n, g, s, c] and the next frames [b, n, g, t, c]."""
         if self.replaced is not None:
             put = _put_on_cpu if kernel_device(new.keys) == "cpu" and not torch.compiler.is_compiling() else _put
-            return KeyValueCache(*(put(self.replaced, old.to(x), x) for old, x in zip(past, new, strict=True)))
+            return put(self.replaced, past, new)
         assert self.sources is not None
         index = self.sources[:, None, None, :, None]
         seen = (torch.cat((old.to(x), x), dim=3) for old, x in zip(past, new, strict=True))
         return KeyValueCache(*(torch.take_along_dim(x, index, dim=3) for x in seen))
 
 
-def _put(replaced: Tensor, past: Tensor, new: Tensor) -> Tensor:
+def _put(replaced: Tensor, past: KeyValueCache, new: KeyValueCache) -> KeyValueCache:
     """Put a frame [b, n, g, 1, c] into the slots ``replaced`` [b, s] of those before it, [b, n, g, s, c]."""
-    return torch.where(replaced[:, None, None, :, None], new, past)
+    replaced = replaced[:, None, None, :, None]
+    return KeyValueCache(*(torch.where(replaced, x, old.to(x)) for old, x in zip(past, new, strict=True)))
 
 
-def _put_on_cpu(replaced: Tensor, past: Tensor, new: Tensor) -> Tensor:
+def _put_on_cpu(replaced: Tensor, past: KeyValueCache, new: KeyValueCache) -> KeyValueCache:
     """``_put`` into the one slot of each entry, in a third of the time on a CPU."""
-    if not past.shape[3]:
+    if not past.keys.shape[3]:
         return past
     slot = replaced.int().argmax(dim=1)[:, None, None, None, None]
-    return past.scatter(3, slot.expand_as(new), new)
+    return KeyValueCache(*(old.to(x).scatter(3, slot.expand_as(x), x) for old, x in zip(past, new, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,12 @@ def symexp(x: Tensor) -> Tensor:
     return x.sign() * x.abs().expm1()
 
 
+def split_position(position: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Return the bin below a position 0..bins - 1, int64 [...], and the share of the next one, which is NaN for NaN."""
+    lower = position.floor().clamp(max=bins - 2)
+    return lower.nan_to_num(nan=0.0).long(), position - lower
+
+
 def neighbor_weights(lower: Tensor, share: Tensor, bins: int) -> Tensor:
     """Return weights [..., bins]: ``share`` [...] at the bin after ``lower``, int64 [...], and the rest there."""
     rest = (1 - share)[..., None]
@@ -103,9 +109,7 @@ class SymlogTwoHot(BinsModule):
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy, [..., bins] and [...], which may broadcast -> [...]."""
-        last, limit = len(self.values) - 1, self.symlog_limit
+        bins, limit = len(self.values), self.symlog_limit
         x = x.to(torch.promote_types(logits.dtype, torch.float32))
-        position = (symlog(x).clamp(-limit, limit) + limit) * (last / (2 * limit))
-        lower = position.floor().clamp(max=last - 1)
-        share = position - lower
-        return neighbor_cross_entropy(logits, lower.nan_to_num(0).long(), share)  # for NaN, the share is NaN
+        position = (symlog(x).clamp(-limit, limit) + limit) * ((bins - 1) / (2 * limit))
+        return neighbor_cross_entropy(logits, *split_position(position, bins))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vwm.nn.precision import BinsModule, at_least_float32
-from vwm.nn.two_hot import neighbor_cross_entropy, neighbor_weights
+from vwm.nn.two_hot import neighbor_cross_entropy, neighbor_weights, split_position
 
 VALUE_TRANSFORM_EPSILON = 0.001
 """Slope of the linear term, which keeps the transform invertible in floating point for large numbers."""
@@ -60,5 +60,4 @@ class ScaledSupport(BinsModule):
     def _neighbors(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the bin below each number, and the share of the next one."""
         position = value_transform(at_least_float32(x)).clamp(-self.limit, self.limit) + self.limit
-        lower = position.floor().clamp(max=self.bins - 2)
-        return lower.nan_to_num(nan=0.0).long(), position - lower  # for NaN, the share is NaN
+        return split_position(position, self.bins)

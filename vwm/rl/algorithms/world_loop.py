@@ -100,7 +100,10 @@ class WorldLoop(OnlineLearning):
     def compile_networks(self) -> None:
         """See ``Algorithm.compile_networks``; of the modules of tokenizer and world the blocks, as in ``vwm fit``."""
         for learner in self.policy.learners.values():
-            (compile_blocks if isinstance(learner, TrainingModule) else compile_networks)(learner)
+            if isinstance(learner, TrainingModule):
+                compile_blocks(learner)
+            else:
+                compile_networks(learner)
 
     def step(self) -> StepMetrics:
         """Make one update that is due; where none is, take one decision in every environment."""
